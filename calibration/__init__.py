@@ -1,0 +1,1 @@
+"""Observe: images become batches, activations become ranges, ranges become Q/DQ."""

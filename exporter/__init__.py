@@ -1,0 +1,3 @@
+"""Make: architectures, checkpoints, BatchNorm folding, ONNX export, pipeline, command line."""
+
+__version__ = "0.1.0"
