@@ -80,3 +80,14 @@ def missing_package(package: str, extra: str | None = None) -> UnavailableError:
     """
     target = f"resnet-export[{extra}]" if extra else package
     return UnavailableError(f"{package} is not installed: pip install '{target}'")
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first non-empty line of a foreign exception's text, for use inside a one-line message.
+
+    Args:
+        error: Any exception; one without text gives its type's name.
+        limit: Longest text returned, in characters.
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:limit]

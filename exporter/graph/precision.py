@@ -1,0 +1,116 @@
+"""An FP32 graph -> a true FP16 graph: weights, constants and every tensor between input and output.
+
+Strongly typed runtimes (TensorRT 11, TensorRT-RTX) take their precision from the file, so the file has to carry it.
+Values are rounded to nearest; what FP16 cannot hold is refused by name instead of being clipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from runtimes.errors import GraphError
+
+_FP16_MAX = float(np.finfo(np.float16).max)
+_INPUT_CAST, _OUTPUT_CAST = "input_to_fp16", "logits_to_fp32"
+# Attributes of these name an element type; the other operators of a residual network have none.
+_TYPE_ATTRIBUTES = {"Cast": "to", "ConstantOfShape": "value", "Constant": "value"}
+
+
+@dataclass(frozen=True)
+class HalfPrecision:
+    """An FP16 graph and what rounding did to it.
+
+    Attributes:
+        model: The graph.
+        underflows: Weights that were not zero and are now.
+        worst_relative: Largest relative rounding error of a weight in FP16's normal range.
+    """
+
+    model: onnx.ModelProto
+    underflows: int
+    worst_relative: float
+
+
+def to_fp16(model: onnx.ModelProto, keep_io: bool = True) -> HalfPrecision:
+    """Convert a graph to FP16.
+
+    Args:
+        model: FP32 graph; untouched.
+        keep_io: Whether input and output stay FP32, behind one Cast each.
+
+    Raises:
+        GraphError: A weight is larger than FP16's 65504; names the tensor.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    graph = half.graph
+    underflows, worst = 0, 0.0
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor)
+            rounded = _round(values, tensor.name)
+            underflows += int(((rounded == 0) & (values != 0)).sum())
+            worst = max(worst, _worst_relative(values, rounded))
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    for node in graph.node:
+        _convert_attribute(node)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    if keep_io:
+        _cast_interface(graph)
+    return HalfPrecision(half, underflows, worst)
+
+
+def _round(values: np.ndarray, name: str) -> np.ndarray:
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > _FP16_MAX:
+        raise GraphError(
+            f"{name} has a value of {largest:g}, and FP16 ends at {_FP16_MAX:g}: export --precision fp32, "
+            "or build the engine with BF16"
+        )
+    return values.astype(np.float16)
+
+
+def _worst_relative(values: np.ndarray, rounded: np.ndarray) -> float:
+    normal = np.abs(values) >= np.finfo(np.float16).smallest_normal
+    if not normal.any():
+        return 0.0
+    exact = values[normal].astype(np.float64)
+    return float(np.max(np.abs(rounded[normal].astype(np.float64) - exact) / np.abs(exact)))
+
+
+def _convert_attribute(node: onnx.NodeProto) -> None:
+    wanted = _TYPE_ATTRIBUTES.get(node.op_type)
+    for attribute in node.attribute:
+        if attribute.name != wanted:
+            continue
+        if attribute.type == onnx.AttributeProto.INT and attribute.i == TensorProto.FLOAT:
+            attribute.i = TensorProto.FLOAT16
+        elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(attribute.t)
+            attribute.t.CopyFrom(numpy_helper.from_array(_round(values, node.name), attribute.t.name))
+
+
+def _cast_interface(graph: onnx.GraphProto) -> None:
+    """FP32 input -> Cast -> … -> Cast -> FP32 output, under the same two names."""
+    source, result = graph.input[0], graph.output[0]
+    inner_result = f"{result.name}_fp16"
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == source.name:
+                node.input[index] = _INPUT_CAST
+            elif name == result.name:
+                node.input[index] = inner_result
+        for index, name in enumerate(node.output):
+            if name == result.name:
+                node.output[index] = inner_result
+    first = helper.make_node("Cast", [source.name], [_INPUT_CAST], name=_INPUT_CAST, to=TensorProto.FLOAT16)
+    last = helper.make_node("Cast", [inner_result], [result.name], name=_OUTPUT_CAST, to=TensorProto.FLOAT)
+    graph.node.insert(0, first)
+    graph.node.append(last)
+    source.type.tensor_type.elem_type = result.type.tensor_type.elem_type = TensorProto.FLOAT

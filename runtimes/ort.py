@@ -1,0 +1,170 @@
+"""An ONNX file on ONNX Runtime.
+
+ONNX Runtime raises its own exception classes, which share no base but ``Exception``, and it falls back to
+the CPU with a warning where a provider cannot be used. Here both become errors of this project.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtimes.base import Array, Binding, Runtime, TensorSpec
+from runtimes.errors import GraphError, InputError, UnavailableError, missing_package
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_NUMPY_NAMES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}
+_OUTPUT_DTYPES = ("float32", "float16")
+_FATAL_ONLY = 4  # log severity: every failure is raised here, so stderr need not hold it a second time
+
+
+class OrtRuntime(Runtime):
+    """Runs an ONNX model with one input and one output.
+
+    Args:
+        model: Path of the file, or the serialised model itself.
+        name: Name in messages and reports.
+        providers: Execution providers, first choice first. Each must really be used: none is dropped.
+            ONNX Runtime adds the CPU provider for the nodes that no other one takes.
+        threads: Threads that one operator may use; ``None`` leaves it to ONNX Runtime (one per core),
+            read back as 0.
+        optimize: Whether ONNX Runtime may fuse and rewrite nodes when it loads the model.
+
+    Raises:
+        InputError: ``providers`` is empty, or ``threads`` is below 1.
+
+    Opening raises ``GraphError`` for a model that cannot be loaded or has another number of inputs or
+    outputs, and ``UnavailableError`` where the package or a provider is missing.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        name: str = "onnxruntime",
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int | None = None,
+        optimize: bool = True,
+    ) -> None:
+        super().__init__(name)
+        if isinstance(providers, str) or not providers:
+            raise InputError(f"{name}: received providers {providers!r}, expected a list of at least one")
+        if threads is not None and threads < 1:
+            raise InputError(f"{name}: received {threads} threads, expected at least 1")
+        self._model = model
+        self._providers = tuple(providers)
+        self._threads = threads
+        self._optimize = optimize
+        self._session: onnxruntime.InferenceSession | None = None
+        self._failures: tuple[type[Exception], ...] = ()
+
+    def _open(self) -> Binding:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise missing_package("onnxruntime") from error
+        self._failures = _failure_classes()
+        self._require_providers(onnxruntime.get_available_providers(), "this onnxruntime has")
+        source = self._model if isinstance(self._model, bytes) else str(self._model)
+        try:
+            session = onnxruntime.InferenceSession(
+                source, self._options(), providers=list(self._providers), enable_fallback=0
+            )
+        except self._failures as error:
+            raise self._translated("cannot be loaded", error) from error
+        self._session = session
+        # A provider can be compiled in and still fail to start, for want of a driver: then
+        # the session quietly runs without it.
+        self._require_providers(session.get_providers(), "the session started with")
+        return Binding(
+            input=self._spec(session.get_inputs(), "input"),
+            output=self._spec(session.get_outputs(), "output"),
+            used={
+                "onnxruntime": str(onnxruntime.__version__),
+                "providers": list(session.get_providers()),
+                "threads": int(session.get_session_options().intra_op_num_threads),
+                "optimize": self._optimize,
+            },
+        )
+
+    def _run(self, batch: Array) -> Array:
+        import onnxruntime
+
+        assert self._session is not None  # the base class runs nothing before _open
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _FATAL_ONLY
+        try:
+            output: Array = self._session.run(None, {self.inputs[0].name: batch}, options)[0]
+        except self._failures as error:
+            raise self._translated(f"failed on {list(batch.shape)}", error) from error
+        return output
+
+    def _close(self) -> None:
+        self._session = None
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        levels = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if self._optimize else levels.ORT_DISABLE_ALL
+        return options
+
+    def _require_providers(self, present: Iterable[str], where: str) -> None:
+        present = list(present)
+        for provider in self._providers:
+            if provider not in present:
+                raise UnavailableError(f"{self.name}: {provider} is not available: {where} {', '.join(present)}")
+
+    def _spec(self, nodes: Sequence[Any], role: str) -> TensorSpec:
+        if len(nodes) != 1:
+            names = ", ".join(node.name for node in nodes)
+            raise GraphError(f"{self._label()} has {len(nodes)} {role}s ({names}), expected exactly one")
+        node = nodes[0]
+        dtype = _NUMPY_NAMES.get(node.type)
+        if dtype is None or (role == "output" and dtype not in _OUTPUT_DTYPES):
+            expected = _OUTPUT_DTYPES if role == "output" else tuple(_NUMPY_NAMES.values())
+            raise GraphError(
+                f"{self._label()}: {role} '{node.name}' is {node.type}, expected one of {', '.join(expected)}"
+            )
+        # A symbolic size arrives as its name, an unknown one as None, an undeclared shape as [].
+        shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+        undeclared = (None,) * (4 if role == "input" else 2)
+        return TensorSpec(node.name, dtype, shape or undeclared)
+
+    def _label(self) -> str:
+        if isinstance(self._model, bytes):
+            return f"{self.name}: the model in memory ({len(self._model)} bytes)"
+        return f"{self.name}: {self._model}"
+
+    def _translated(self, what: str, error: Exception) -> GraphError:
+        return GraphError(f"{self._label()} {what}: {_first_line(error)}")
+
+
+def _failure_classes() -> tuple[type[Exception], ...]:
+    """Every exception class of the binding, and what its C++ and Python layers raise besides."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as binding
+
+    own = [kind for kind in vars(binding).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*own, RuntimeError, ValueError, TypeError, OSError)
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of a message, without the status code and the C++ signature that may precede it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    return re.sub(r"^\S+\.(?:h|cc):\d+ .*?\)(?: const)? (?=\S)", "", line)

@@ -1,0 +1,125 @@
+"""How much two stages may differ: one table, each bound beside its reason.
+
+A bound is stated in a unit that means something for the precision: decibels of signal to noise, and steps
+(ULP) of the largest output. A row is changed because its reason changed, never because a test failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from runtimes.errors import InputError
+from runtimes.statistics import DifferenceStatistics
+
+FP16_STEP_ULP: Final = 2.0**13
+"""One float16 step (10 mantissa bits) in float32 steps (23 mantissa bits), in float16's normal range."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds on the difference between a candidate and its reference; at least one is set.
+
+    Attributes:
+        min_sqnr_db: Smallest signal to noise ratio, in decibels; None: not bounded.
+        max_ulp: Largest difference, in float32 steps of the largest reference magnitude; None: not bounded.
+        min_top1: Smallest fraction of rows, in [0, 1], with the same largest element; None: not bounded.
+        reason: Why the bounds are what they are.
+    """
+
+    min_sqnr_db: float | None
+    max_ulp: float | None
+    min_top1: float | None
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.min_sqnr_db is None and self.max_ulp is None and self.min_top1 is None:
+            raise ValueError("a tolerance without a bound would pass anything")
+
+    def judge(self, stats: DifferenceStatistics) -> tuple[bool, str]:
+        """Hold statistics against the bounds; a value that equals its bound passes.
+
+        Returns:
+            ``(True, "")``, or ``(False, finding)``: which bounds were missed, what was measured and what
+            was allowed. Statistics that are not finite never pass.
+        """
+        if not stats.finite:
+            return False, f"sample {stats.worst_row} holds NaN or Inf"
+        findings = []
+        # "not within" rather than "beyond": a bound that is NaN must fail, not pass.
+        if self.min_sqnr_db is not None and not stats.sqnr_db >= self.min_sqnr_db:
+            findings.append(f"SQNR is {stats.sqnr_db:.6g} dB, at least {self.min_sqnr_db:g} dB is required")
+        ulp = math.inf if stats.max_ulp is None else stats.max_ulp
+        if self.max_ulp is not None and not ulp <= self.max_ulp:
+            findings.append(
+                f"sample {stats.worst_row} differs by {ulp:.6g} ULP of the largest output, "
+                f"at most {self.max_ulp:g} is allowed"
+            )
+        if self.min_top1 is not None and not stats.top1_agreement >= self.min_top1:
+            findings.append(
+                f"top-1 agrees on {stats.top1_agreement:.6g} of the samples, at least {self.min_top1:g} is required"
+            )
+        return not findings, "; ".join(findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+
+_FP32_REASON = (
+    "Only the order of float32 operations differs: the rounding noise of L layers of K-term dot products "
+    "grows about as sqrt(L·K)·2^-24 of the signal. ResNets of up to 152 layers measure 120 to 140 dB; 100 dB "
+    "is a relative error of 1e-5, which no wrong weight or attribute of consequence stays under. 512 ULP is "
+    "3e-5 to 6e-5 of the largest logit: the worst single logit at 100 dB, about five standard deviations."
+)
+
+TOLERANCES: Final[Mapping[tuple[str, str], Tolerance]] = MappingProxyType(
+    {
+        ("eager", "fp32"): Tolerance(
+            min_sqnr_db=100.0,
+            max_ulp=512.0,
+            min_top1=None,
+            reason="Batch normalisation folded into the convolutions, against the original. " + _FP32_REASON,
+        ),
+        ("onnxruntime", "fp32"): Tolerance(
+            min_sqnr_db=100.0,
+            max_ulp=512.0,
+            min_top1=None,
+            reason="The same FP32 network through other kernels. " + _FP32_REASON,
+        ),
+        ("onnxruntime", "fp16"): Tolerance(
+            min_sqnr_db=40.0,
+            max_ulp=64.0 * FP16_STEP_ULP,
+            min_top1=None,
+            reason=(
+                "Each operation rounds to 11 significant bits, u = 2^-11: one rounding leaves 66 dB at the "
+                "worst and about 75 dB on average. Independent roundings add in power; some three per layer "
+                "(weights, convolution, addition) cost 10·log10(3·152) = 27 dB at 152 layers, which leaves "
+                "48 dB (ResNet-18 and ResNet-152 with random weights measure 50 and 49 dB); 40 dB allows 2.5 times "
+                "that amplitude. 64 float16 steps are 3 % to 6 % of the largest logit: five standard deviations "
+                "of noise at 40 dB where no logit stands out."
+            ),
+        ),
+    }
+)
+"""Bounds by (runtime, precision)."""
+
+
+def tolerance_for(runtime: str, precision: str) -> Tolerance:
+    """The row of the table for one runtime and precision.
+
+    Args:
+        runtime: Name of the runtime, for example ``"onnxruntime"``.
+        precision: Numbers that the model computes with: ``"fp32"`` or ``"fp16"``.
+
+    Raises:
+        InputError: The table has no such row; the message lists those it has.
+    """
+    try:
+        return TOLERANCES[runtime, precision]
+    except KeyError:
+        known = ", ".join(f"{name} {numbers}" for name, numbers in TOLERANCES)
+        raise InputError(f"no tolerance is known for {runtime} {precision}: expected one of {known}") from None
