@@ -20,6 +20,9 @@ prints it as it is. Foreign exceptions are translated where a backend is called,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class ResnetExportError(Exception):
     """Root of the tree; ``exit_code`` is what the command line ends with."""
@@ -34,7 +37,15 @@ class GateError(ResnetExportError):
 
 
 class ParityError(GateError):
-    """Two stages of one model give outputs that differ by more than the tolerance table allows."""
+    """Two stages of one model give outputs that differ by more than the tolerance table allows.
+
+    Attributes:
+        rows: What was measured up to the failure, as plain JSON values; empty where nothing could be.
+    """
+
+    def __init__(self, message: str, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class InputError(ResnetExportError):

@@ -7,8 +7,7 @@ step do it?). The caller decides what becomes of a stage::
     chain.add("checkpoint", eager, tolerance, batches)   # the reference: no rows
     result = chain.measure("simplified", simplified, tolerance, batches)
     if result.passed:
-        chain.accept(result)                             # later stages are held against it
-    # else the chain goes on from the stage before, as if nothing had been tried
+        chain.accept(result)                             # else the chain goes on as if nothing had been tried
 
 Memory does not grow with the number of stages: outputs are kept of the first and of the latest one.
 """

@@ -102,7 +102,7 @@ class Accumulator:
             self._first_bad_row = self._rows + int(bad[0])
         kept = np.flatnonzero(finite)
         if kept.size:
-            self._add(reference[kept].astype(np.float64), candidate[kept].astype(np.float64), kept)
+            self._add(reference[kept].astype(np.float64), candidate[kept].astype(np.float64))
         self._rows += len(reference)
 
     def merge(self, other: Accumulator) -> None:
@@ -162,13 +162,13 @@ class Accumulator:
             worst_row=self._worst_row,
         )
 
-    def _add(self, reference: _Doubles, candidate: _Doubles, rows: npt.NDArray[np.intp]) -> None:
+    def _add(self, reference: _Doubles, candidate: _Doubles) -> None:
         error = np.abs(reference - candidate)
         per_row = error.max(axis=1)
         worst = int(per_row.argmax())
         if per_row[worst] > self._largest_error:
             self._largest_error = float(per_row[worst])
-            self._worst_row = self._rows + int(rows[worst])
+            self._worst_row = self._rows + worst
         self._largest_reference = max(self._largest_reference, float(np.abs(reference).max()))
         self._signal += float(np.square(reference).sum())
         self._energy += float(np.square(candidate).sum())

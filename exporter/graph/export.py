@@ -80,7 +80,7 @@ def _by_torchscript(captured: Captured, opset: int) -> onnx.ModelProto:
         output_names=[OUTPUT_NAME],
         dynamic_axes={INPUT_NAME: names, OUTPUT_NAME: {0: "batch"} if captured.shape.batch is None else {}},
     )
-    model = onnx.ModelProto.FromString(buffer.getvalue())
+    model: onnx.ModelProto = onnx.ModelProto.FromString(buffer.getvalue())
     _inline_identities(model.graph)
     return model
 

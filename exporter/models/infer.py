@@ -206,7 +206,8 @@ def _infer_classes(shapes: Mapping[str, tuple[int, ...]], stages: tuple[tuple[Bl
     if shape is None or len(shape) != 2:
         have = "missing" if shape is None else f"{list(shape)}"
         raise CheckpointError(
-            f"fc.weight (the classifier) is {have}: expected [classes, {features}]; a headless backbone has no logits to compare"
+            f"fc.weight (the classifier) is {have}: expected [classes, {features}]; "
+            "a backbone without its head has no logits to compare"
         )
     if shape[1] != features:
         raise CheckpointError(f"fc.weight takes {shape[1]} features, but the last block gives {features}")
@@ -232,7 +233,7 @@ def _name(found: Blueprint) -> str:
 def _assumptions(blueprint: Blueprint) -> tuple[str, ...]:
     stem = blueprint.stem
     told = [
-        f"stem stride {stem.stride} {'with' if stem.pool else 'without'} max pool (by the {stem.kernel}x{stem.kernel} kernel)",
+        f"a {stem.kernel}x{stem.kernel} stem has stride {stem.stride} and {'a' if stem.pool else 'no'} max pool",
         "each stage after the first halves the image",
     ]
     if any(block.kind == "bottleneck" for block in blueprint.blocks()):

@@ -137,6 +137,13 @@ def test_drift_that_no_single_step_shows_is_told_by_the_stage_where_it_adds_up()
     assert culprit(chain.rows) == "stage 1.04"
 
 
+def test_a_step_that_goes_too_far_is_the_culprit_even_after_a_drift():
+    gains = [1.0, 1.02, 1.04, 2.0]
+    chain = chain_with(*((f"stage {gain}", scaled(gain)) for gain in gains), tolerance=LOOSE)
+    assert next(row.stage for row in chain.rows if not row.passed) == "stage 1.04"
+    assert culprit(chain.rows) == "stage 2.0"
+
+
 def test_a_runtime_that_reuses_its_buffer_still_compares_right():
     chain = chain_with(("eager", good()), ("buffered", FunctionRuntime(reused_buffer())))
     assert all(row.passed for row in chain.rows)

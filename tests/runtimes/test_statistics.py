@@ -212,6 +212,16 @@ def test_shapes_and_types_that_differ_are_refused_and_never_broadcast(reference,
         compare(reference, candidate)
 
 
+def test_a_merged_row_that_is_not_finite_is_numbered_after_the_rows_before_it():
+    spoilt = outputs(4)
+    spoilt[2, 0] = np.nan
+    total, part = Accumulator(), Accumulator()
+    total.update(outputs(3), outputs(3))
+    part.update(outputs(4), spoilt)
+    total.merge(part)
+    assert total.result().worst_row == 3 + 2
+
+
 def test_an_accumulator_without_rows_has_no_result():
     empty = Accumulator()
     empty.merge(Accumulator())

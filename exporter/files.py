@@ -1,0 +1,130 @@
+"""Files that are either the old one or the whole new one, and never anything between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtimes.errors import InputError, ResnetExportError, UnavailableError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Output:
+    """A place for one file; made by :func:`reserve`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.written = False
+
+    def commit(self, data: bytes) -> str:
+        """Write the bytes beside the path, flush them to the disk, and move them into place.
+
+        Returns:
+            SHA-256 of the bytes.
+
+        Raises:
+            UnavailableError: The disk is full.
+            InputError: The folder refuses the file.
+        """
+        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(self.path)
+        except OSError as error:
+            raise _explain(self.path, error, len(data)) from error
+        finally:
+            part.unlink(missing_ok=True)
+        self.written = True
+        return hashlib.sha256(data).hexdigest()
+
+    def retire(self) -> Path | None:
+        """Move a file of an earlier run out of the way, so that a failed check leaves nothing at the path.
+
+        Returns:
+            Where it lies now (``NAME.previous``), or ``None`` where there was none.
+        """
+        if not self.path.exists():
+            return None
+        kept = self.path.with_name(f"{self.path.name}.previous")
+        self.path.replace(kept)
+        return kept
+
+
+@contextlib.contextmanager
+def reserve(path: Path) -> Iterator[Output]:
+    """Make sure, before any long work, that a file can be written; folders made for it go again if it is not.
+
+    Args:
+        path: Where the file is to be.
+
+    Raises:
+        InputError: The path is a folder or a device, or its folder cannot be made or written to.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            _check_target(path)
+            made = _make_parents(path.parent)
+            _probe(path)
+        except OSError as error:
+            raise _explain(path, error, 0) from error
+        output = Output(path)
+        yield output
+        if output.written:
+            made = []
+    finally:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # somebody else put a file there meanwhile: it stays
+                folder.rmdir()
+
+
+def _check_target(path: Path) -> None:
+    if not path.name:
+        raise InputError(f"{path} names no file: give -o FILE.onnx")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a file in it, for example {path / 'model.onnx'}")
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise InputError(f"{path} is not a regular file: a device or a pipe cannot be replaced in one step")
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    missing = []
+    current = folder
+    while not current.exists():
+        missing.append(current)
+        current = current.parent
+    made: list[Path] = []
+    try:
+        for each in reversed(missing):
+            each.mkdir()
+            made.append(each)
+    except OSError:
+        for each in reversed(made):
+            each.rmdir()
+        raise
+    return made
+
+
+def _probe(path: Path) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.touch()
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _explain(path: Path, error: OSError, size: int) -> ResnetExportError:
+    if error.errno in _NO_SPACE:
+        needed = f"{size / 1e6:.1f} MB are needed" if size else "not even an empty file fits"
+        return UnavailableError(f"the disk of {path} is full ({needed}): free some space or give another -o")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return InputError(f"{path} cannot be written ({reason}): give another -o")

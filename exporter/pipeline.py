@@ -1,0 +1,438 @@
+"""The main job: a model -> folded, exported, simplified, proven ONNX.
+
+One function, :func:`export_onnx`; it prints nothing and writes one file, and only after every check has passed::
+
+    original ─▶ folded ─▶ onnx ─▶ simplified ─▶ fp16
+        └────────┴─────────┴──────────┴─────────┘    each against the first, and against the one before it
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from exporter.files import Output, reserve
+from exporter.graph.capture import Captured, InputShape, capture
+from exporter.graph.check import operator_counts, structural_faults
+from exporter.graph.export import Exporter, export
+from exporter.graph.fold import FoldResult, fold
+from exporter.graph.metadata import tool_versions, write_metadata
+from exporter.graph.opset import DEFAULT_OPSET, require_opset
+from exporter.graph.precision import to_fp16
+from exporter.graph.simplify import simplify
+from exporter.models.source import LoadedModel
+from runtimes.eager import EagerRuntime
+from runtimes.errors import DataError, GraphError, InputError, ParityError, ResnetExportError
+from runtimes.ort import OrtRuntime
+from runtimes.parity import InputBatch, ParityChain, StageResult, culprit
+from runtimes.tolerance import tolerance_for
+
+Images = npt.NDArray[np.float32]
+#: One image, and an odd number that no exporter can have frozen into the graph by accident.
+CHECKED_BATCHES = (1, 7)
+_IMAGE_BATCH = 16
+_EXPORTERS: tuple[Exporter, ...] = ("torch.export", "torchscript")
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """What the file is to be.
+
+    Attributes:
+        opset: ONNX operator set.
+        precision: ``fp32``, or ``fp16`` for a graph whose every tensor is FP16.
+        fp16_io: With ``fp16``: input and output are FP16 too, instead of FP32 behind a Cast.
+        batch: Fixed batch, or ``None`` for any.
+        dynamic_size: Height and width stay free.
+        simplify: Whether onnxsim is asked.
+        exporter: ``auto`` tries torch.export's, then TorchScript's.
+        labels: Class names for the metadata.
+    """
+
+    opset: int = DEFAULT_OPSET
+    precision: Literal["fp32", "fp16"] = "fp32"
+    fp16_io: bool = False
+    batch: int | None = None
+    dynamic_size: bool = False
+    simplify: bool = True
+    exporter: Literal["auto", "torch.export", "torchscript"] = "auto"
+    labels: tuple[str, ...] = ()
+
+
+class StageTime(NamedTuple):
+    """A finished stage: its name, its seconds, and what it did in a few words."""
+
+    name: str
+    seconds: float
+    note: str
+
+
+class Listener:
+    """Hears of stages as they begin and end; this one keeps quiet."""
+
+    def started(self, name: str) -> None:
+        """A stage begins."""
+
+    def finished(self, stage: StageTime) -> None:
+        """A stage has ended well."""
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was made, and the proof.
+
+    Attributes:
+        onnx: The file.
+        sha256: Of its bytes.
+        size: Its bytes.
+        opset: Its operator set.
+        precision: ``fp32`` or ``fp16``.
+        ops: Operator -> number of nodes.
+        fold: Every BatchNorm, folded or refused.
+        exporter: Which of torch's exporters wrote it.
+        simplified: Whether onnxsim's graph was taken.
+        stages: Times.
+        parity: Rows of the comparison.
+        model: Name, input and classes.
+        notes: What the user should know: assumptions, fallbacks, refusals.
+    """
+
+    onnx: Path
+    sha256: str
+    size: int
+    opset: int
+    precision: str
+    ops: dict[str, int]
+    fold: FoldResult
+    exporter: str
+    simplified: bool
+    stages: tuple[StageTime, ...]
+    parity: tuple[dict[str, Any], ...]
+    model: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``--json`` prints."""
+        return {
+            "onnx": str(self.onnx),
+            "sha256": self.sha256,
+            "bytes": self.size,
+            "opset": self.opset,
+            "precision": self.precision,
+            "ops": self.ops,
+            "folded": len(self.fold.rows),
+            "fold": self.fold.to_json(),
+            "exporter": self.exporter,
+            "simplified": self.simplified,
+            "stages": [{"name": s.name, "seconds": round(s.seconds, 3), "note": s.note} for s in self.stages],
+            "parity": list(self.parity),
+            "model": self.model,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass
+class _Job:
+    """The state of one run of the pipeline; lives inside :func:`export_onnx` only."""
+
+    loaded: LoadedModel
+    options: OnnxOptions
+    listener: Listener
+    shape: InputShape
+    batches: Sequence[InputBatch]
+    chain: ParityChain = field(default_factory=ParityChain)
+    stages: list[StageTime] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[list[str]]:
+        """Time a stage; what the body puts into the list becomes its note."""
+        self.listener.started(name)
+        note: list[str] = []
+        begin = time.perf_counter()
+        yield note
+        self.stages.append(StageTime(name, time.perf_counter() - begin, ", ".join(note)))
+        self.listener.finished(self.stages[-1])
+
+
+class _Candidate(NamedTuple):
+    """A graph that passed its checks, and the very bytes that passed them."""
+
+    model: onnx.ModelProto
+    data: bytes
+    exporter: str
+
+
+def export_onnx(
+    loaded: LoadedModel,
+    output: Path,
+    options: OnnxOptions | None = None,
+    images: Images | None = None,
+    listener: Listener | None = None,
+) -> OnnxReport:
+    """Make an ONNX file of a model, and prove that it computes the same.
+
+    Args:
+        loaded: The model; untouched.
+        output: Where the file goes. Nothing is left there, and nothing is lost, when this raises.
+        options: What the file is to be.
+        images: Preprocessed images ``[N, C, H, W]`` float32 that every stage is compared on, beside synthetic ones.
+        listener: Hears of each stage.
+
+    Returns:
+        What was made, and the rows of the proof.
+
+    Raises:
+        ParityError: A stage computes something else than the model; it is named, and no file is left at ``output``.
+        GraphError: The network cannot be captured or written as asked.
+        InputError: Options that contradict each other, or an output that cannot be written.
+    """
+    options = options or OnnxOptions()
+    require_opset(options.opset)
+    shape = InputShape(loaded.in_channels, *loaded.size, options.batch, options.dynamic_size)
+    with reserve(output) as target:
+        job = _Job(loaded, options, listener or Listener(), shape, _inputs(loaded, shape, images))
+        job.notes.extend(loaded.notes)
+        try:
+            return _run(job, target)
+        except ParityError:
+            kept = target.retire()
+            if kept is not None:
+                job.listener.finished(StageTime("failed", 0.0, f"the earlier file is kept as {kept}"))
+            raise
+
+
+def _run(job: _Job, target: Output) -> OnnxReport:
+    with job.stage("capture") as note:
+        captured = capture(job.loaded.module, job.shape)
+        note.append(f"{sum(node.op == 'call_function' for node in captured.module.graph.nodes)} operators")
+    _check_labels(job.options.labels, captured)
+    with job.stage("fold") as note:
+        folded = fold(captured)
+        note.append(f"{len(folded.rows)} BatchNorms folded" + (f", {len(folded.refused)} kept" * bool(folded.refused)))
+        job.notes.extend(f"{row.norm} is not folded: {row.reason}" for row in folded.refused)
+    _prove_fold(job, folded)
+    candidate = _export(job, folded)
+    simplified = _simplify(job, folded, candidate) if job.options.simplify else None
+    final = simplified or candidate
+    if job.options.precision == "fp16":
+        final = _halve(job, final)
+    with job.stage("write") as note:
+        sha256 = target.commit(final.data)
+        note.append(f"{len(final.data) / 1e6:.1f} MB")
+    return _report(job, target.path, sha256, folded, final, simplified is not None)
+
+
+def _inputs(loaded: LoadedModel, shape: InputShape, images: Images | None) -> list[InputBatch]:
+    """Seeded synthetic images for the batch sizes that a device may use, and the user's own where given."""
+    sizes = CHECKED_BATCHES if shape.batch is None else (shape.batch,)
+    batches = [InputBatch("synthetic", _synthetic(size, shape), size) for size in sizes]
+    if shape.dynamic_size:
+        grown = replace(shape, height=shape.height + 32, width=shape.width + 64)
+        batches.append(InputBatch(f"synthetic {grown.height}x{grown.width}", _synthetic(2, grown), 2))
+    if images is not None:
+        wanted = (shape.channels, shape.height, shape.width)
+        if images.shape[1:] != wanted and not (shape.dynamic_size and images.shape[1] == shape.channels):
+            raise DataError(f"the images are {list(images.shape[1:])}, and {loaded.name} takes {list(wanted)}")
+        size = shape.batch or min(_IMAGE_BATCH, len(images))
+        whole = len(images) - len(images) % (shape.batch or 1)
+        if not whole:
+            raise DataError(
+                f"{len(images)} images do not fill one batch of {shape.batch}: give more, or a smaller --batch"
+            )
+        batches.append(InputBatch("images", images[:whole], size))
+    return batches
+
+
+def _synthetic(count: int, shape: InputShape) -> Images:
+    """Normalised images with a photograph's spectrum (amplitude ~ 1/f): white noise would average out in the stem."""
+    rng = np.random.default_rng(20151210)
+    size = (count, shape.channels, shape.height, shape.width)
+    rows, columns = np.fft.fftfreq(size[2])[:, None], np.fft.rfftfreq(size[3])[None, :]
+    frequency = np.maximum(np.hypot(rows, columns), 1.0 / max(size[2:]))
+    images = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(size)) / frequency, s=size[2:])
+    images -= images.mean(axis=(2, 3), keepdims=True)
+    images /= np.maximum(images.std(axis=(2, 3), keepdims=True), 1e-6)
+    # Photographs differ in brightness; a fixed mean would hide a fault in the first bias.
+    images += 0.5 * rng.standard_normal((count, shape.channels, 1, 1))
+    return images.astype(np.float32)
+
+
+def _check_labels(labels: tuple[str, ...], captured: Captured) -> None:
+    classes = _classes(captured)
+    if labels and len(labels) != classes:
+        raise InputError(
+            f"--labels has {len(labels)} names, and the model has {classes} classes: expected one line per class"
+        )
+
+
+def _classes(captured: Captured) -> int:
+    result = next(node for node in captured.module.graph.nodes if node.op == "output").args[0]
+    value = (result[0] if isinstance(result, list | tuple) else result).meta["val"]  # [N, classes]
+    return int(value.shape[1])
+
+
+def _prove_fold(job: _Job, folded: FoldResult) -> None:
+    tolerance = tolerance_for("eager", "fp32")
+    with job.stage("parity: folded") as note:
+        job.chain.add("original", EagerRuntime(job.loaded.module, "original"), tolerance, job.batches)
+        result = job.chain.measure("folded", EagerRuntime(folded.captured.module, "folded"), tolerance, job.batches)
+        _require(job, result)
+        note.append(_worst(result))
+
+
+def _require(job: _Job, result: StageResult) -> None:
+    """Accept a stage, or end the run with the stage that broke the model."""
+    if not result.passed:
+        rows = [*job.chain.rows, *result.rows]
+        worst = next(row for row in rows if not row.passed and row.stage == culprit(rows))
+        raise ParityError(
+            f"stage '{worst.stage}' does not compute what '{worst.reference}' does: {worst.finding} "
+            f"({worst.inputs} images, batch {worst.batch}); no file is written",
+            [row.to_json() for row in rows],
+        )
+    job.chain.accept(result)
+
+
+def _worst(result: StageResult) -> str:
+    return f"{min(row.sqnr_db for row in result.rows):.0f} dB" if result.rows else ""
+
+
+def _export(job: _Job, folded: FoldResult) -> _Candidate:
+    """The first exporter whose file passes every check; the reasons of the others become notes."""
+    wanted = job.options.exporter
+    failures: list[ResnetExportError] = []
+    for exporter in _EXPORTERS if wanted == "auto" else (wanted,):
+        try:
+            candidate = _export_by(job, folded, exporter)
+        except (GraphError, ParityError) as error:
+            failures.append(error)
+            continue
+        job.notes.extend(f"the {exporter} exporter was used because: {error}" for error in failures)
+        return candidate
+    # The newer exporter's reason is the one to mend; the older one was only tried because of it.
+    raise failures[0]
+
+
+def _export_by(job: _Job, folded: FoldResult, exporter: Exporter) -> _Candidate:
+    with job.stage("export") as note:
+        model = export(folded.captured, job.options.opset, exporter)
+        write_metadata(model, _metadata(job, folded, exporter))
+        note.append(f"{len(model.graph.node)} nodes, {exporter}")
+    with job.stage("parity: onnx") as note:
+        candidate = _Candidate(model, _sound_bytes(job, folded, model), exporter)
+        result = _measure(job, "onnx", candidate.data, "fp32")
+        _require(job, result)
+        note.append(_worst(result))
+    return candidate
+
+
+def _sound_bytes(job: _Job, folded: FoldResult, model: onnx.ModelProto) -> bytes:
+    faults = structural_faults(model, job.shape, job.options.opset, len(folded.refused))
+    if faults:
+        raise GraphError(f"the exported graph is not what was asked for: {'; '.join(faults)}")
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def _measure(
+    job: _Job, stage: str, data: bytes, precision: str, batches: Sequence[InputBatch] | None = None
+) -> StageResult:
+    return job.chain.measure(
+        stage, OrtRuntime(data, stage), tolerance_for("onnxruntime", precision), batches or job.batches
+    )
+
+
+def _simplify(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidate | None:
+    """Onnxsim's graph if it is proven equal, else ``None`` and a note."""
+    with job.stage("simplify") as note:
+        result = simplify(candidate.model)
+        removed = ", ".join(f"{count} {op}" for op, count in result.removed.items())
+        note.append(result.reason or (f"removed {removed}" if removed else "nothing to remove"))
+    if result.model is None:
+        job.notes.append(f"the simplified graph is not used: {result.reason}")
+        return None
+    with job.stage("parity: simplified") as note:
+        try:
+            data = _sound_bytes(job, folded, result.model)
+            measured = _measure(job, "simplified", data, "fp32")
+        except GraphError as error:
+            job.notes.append(f"the simplified graph is not used: {error}")
+            return None
+        if not measured.passed:
+            finding = next(row.finding for row in measured.rows if not row.passed)
+            job.notes.append(f"the simplified graph is not used: it computes something else ({finding})")
+            return None
+        job.chain.accept(measured)
+        note.append(_worst(measured))
+    return candidate._replace(model=result.model, data=data)
+
+
+def _halve(job: _Job, candidate: _Candidate) -> _Candidate:
+    with job.stage("fp16") as note:
+        half = to_fp16(candidate.model, keep_io=True)
+        note.append(f"weights rounded by at most {half.worst_relative:.1e}")
+        if half.underflows:
+            job.notes.append(f"{half.underflows} weights are too small for FP16 and became 0")
+        data = half.model.SerializeToString(deterministic=True)
+    with job.stage("parity: fp16") as note:
+        result = _measure(job, "fp16", data, "fp16")
+        _require(job, result)
+        note.append(_worst(result))
+    if job.options.fp16_io:
+        # The same graph without its two casts: what was proven is what lies between them.
+        model = to_fp16(candidate.model, keep_io=False).model
+        return candidate._replace(model=model, data=model.SerializeToString(deterministic=True))
+    return candidate._replace(model=half.model, data=data)
+
+
+def _metadata(job: _Job, folded: FoldResult, exporter: str) -> dict[str, Any]:
+    loaded = job.loaded
+    return {
+        "architecture": loaded.blueprint.to_json() if loaded.blueprint else {"name": loaded.name},
+        "classes": {"count": _classes(folded.captured), "labels": list(job.options.labels)},
+        "preprocessing": loaded.preprocessing.to_json(),
+        "preprocessing_sha256": loaded.preprocessing.sha256(),
+        "source_sha256": loaded.sha256,
+        "precision": job.options.precision,
+        "folded": len(folded.rows),
+        "exporter": exporter,
+        "tools": tool_versions(),
+    }
+
+
+def _report(job: _Job, path: Path, sha256: str, folded: FoldResult, final: _Candidate, simplified: bool) -> OnnxReport:
+    blueprint = job.loaded.blueprint
+    return OnnxReport(
+        onnx=path,
+        sha256=sha256,
+        size=len(final.data),
+        opset=job.options.opset,
+        precision=job.options.precision,
+        ops=operator_counts(final.model),
+        fold=folded,
+        exporter=final.exporter,
+        simplified=simplified,
+        stages=tuple(job.stages),
+        parity=tuple(row.to_json() for row in job.chain.rows),
+        model={
+            "name": job.loaded.name,
+            "kind": job.loaded.kind,
+            "family": blueprint.family if blueprint else None,
+            "depth": blueprint.depth if blueprint else None,
+            "shortcut_option": blueprint.shortcut_option if blueprint else None,
+            "classes": _classes(folded.captured),
+            "input": str(job.shape),
+            "preprocessing": job.loaded.preprocessing.to_json(),
+            "source_sha256": job.loaded.sha256,
+        },
+        notes=tuple(job.notes),
+    )
