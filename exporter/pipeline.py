@@ -11,12 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from exporter.files import Output, reserve
@@ -25,118 +23,18 @@ from exporter.graph.check import operator_counts, structural_faults
 from exporter.graph.export import Exporter, export
 from exporter.graph.fold import FoldResult, fold
 from exporter.graph.metadata import tool_versions, write_metadata
-from exporter.graph.opset import DEFAULT_OPSET, require_opset
 from exporter.graph.precision import to_fp16
 from exporter.graph.simplify import simplify
+from exporter.inputs import Images, comparison_batches
 from exporter.models.source import LoadedModel
+from exporter.results import Listener, OnnxOptions, OnnxReport, StageTime
 from runtimes.eager import EagerRuntime
-from runtimes.errors import DataError, GraphError, InputError, ParityError, ResnetExportError
+from runtimes.errors import GraphError, InputError, ParityError, ResnetExportError
 from runtimes.ort import OrtRuntime
 from runtimes.parity import InputBatch, ParityChain, StageResult, culprit
 from runtimes.tolerance import tolerance_for
 
-Images = npt.NDArray[np.float32]
-#: One image, and an odd number that no exporter can have frozen into the graph by accident.
-CHECKED_BATCHES = (1, 7)
-_IMAGE_BATCH = 16
 _EXPORTERS: tuple[Exporter, ...] = ("torch.export", "torchscript")
-
-
-@dataclass(frozen=True)
-class OnnxOptions:
-    """What the file is to be.
-
-    Attributes:
-        opset: ONNX operator set.
-        precision: ``fp32``, or ``fp16`` for a graph whose every tensor is FP16.
-        fp16_io: With ``fp16``: input and output are FP16 too, instead of FP32 behind a Cast.
-        batch: Fixed batch, or ``None`` for any.
-        dynamic_size: Height and width stay free.
-        simplify: Whether onnxsim is asked.
-        exporter: ``auto`` tries torch.export's, then TorchScript's.
-        labels: Class names for the metadata.
-    """
-
-    opset: int = DEFAULT_OPSET
-    precision: Literal["fp32", "fp16"] = "fp32"
-    fp16_io: bool = False
-    batch: int | None = None
-    dynamic_size: bool = False
-    simplify: bool = True
-    exporter: Literal["auto", "torch.export", "torchscript"] = "auto"
-    labels: tuple[str, ...] = ()
-
-
-class StageTime(NamedTuple):
-    """A finished stage: its name, its seconds, and what it did in a few words."""
-
-    name: str
-    seconds: float
-    note: str
-
-
-class Listener:
-    """Hears of stages as they begin and end; this one keeps quiet."""
-
-    def started(self, name: str) -> None:
-        """A stage begins."""
-
-    def finished(self, stage: StageTime) -> None:
-        """A stage has ended well."""
-
-
-@dataclass(frozen=True)
-class OnnxReport:
-    """What was made, and the proof.
-
-    Attributes:
-        onnx: The file.
-        sha256: Of its bytes.
-        size: Its bytes.
-        opset: Its operator set.
-        precision: ``fp32`` or ``fp16``.
-        ops: Operator -> number of nodes.
-        fold: Every BatchNorm, folded or refused.
-        exporter: Which of torch's exporters wrote it.
-        simplified: Whether onnxsim's graph was taken.
-        stages: Times.
-        parity: Rows of the comparison.
-        model: Name, input and classes.
-        notes: What the user should know: assumptions, fallbacks, refusals.
-    """
-
-    onnx: Path
-    sha256: str
-    size: int
-    opset: int
-    precision: str
-    ops: dict[str, int]
-    fold: FoldResult
-    exporter: str
-    simplified: bool
-    stages: tuple[StageTime, ...]
-    parity: tuple[dict[str, Any], ...]
-    model: dict[str, Any]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The document that ``--json`` prints."""
-        return {
-            "onnx": str(self.onnx),
-            "sha256": self.sha256,
-            "bytes": self.size,
-            "opset": self.opset,
-            "precision": self.precision,
-            "ops": self.ops,
-            "folded": len(self.fold.rows),
-            "fold": self.fold.to_json(),
-            "exporter": self.exporter,
-            "simplified": self.simplified,
-            "stages": [{"name": s.name, "seconds": round(s.seconds, 3), "note": s.note} for s in self.stages],
-            "parity": list(self.parity),
-            "model": self.model,
-            "notes": list(self.notes),
-        }
 
 
 @dataclass
@@ -196,10 +94,10 @@ def export_onnx(
         InputError: Options that contradict each other, or an output that cannot be written.
     """
     options = options or OnnxOptions()
-    require_opset(options.opset)
+    options.check()
     shape = InputShape(loaded.in_channels, *loaded.size, options.batch, options.dynamic_size)
     with reserve(output) as target:
-        job = _Job(loaded, options, listener or Listener(), shape, _inputs(loaded, shape, images))
+        job = _Job(loaded, options, listener or Listener(), shape, comparison_batches(loaded, shape, images))
         job.notes.extend(loaded.notes)
         try:
             return _run(job, target)
@@ -229,41 +127,6 @@ def _run(job: _Job, target: Output) -> OnnxReport:
         sha256 = target.commit(final.data)
         note.append(f"{len(final.data) / 1e6:.1f} MB")
     return _report(job, target.path, sha256, folded, final, simplified is not None)
-
-
-def _inputs(loaded: LoadedModel, shape: InputShape, images: Images | None) -> list[InputBatch]:
-    """Seeded synthetic images for the batch sizes that a device may use, and the user's own where given."""
-    sizes = CHECKED_BATCHES if shape.batch is None else (shape.batch,)
-    batches = [InputBatch("synthetic", _synthetic(size, shape), size) for size in sizes]
-    if shape.dynamic_size:
-        grown = replace(shape, height=shape.height + 32, width=shape.width + 64)
-        batches.append(InputBatch(f"synthetic {grown.height}x{grown.width}", _synthetic(2, grown), 2))
-    if images is not None:
-        wanted = (shape.channels, shape.height, shape.width)
-        if images.shape[1:] != wanted and not (shape.dynamic_size and images.shape[1] == shape.channels):
-            raise DataError(f"the images are {list(images.shape[1:])}, and {loaded.name} takes {list(wanted)}")
-        size = shape.batch or min(_IMAGE_BATCH, len(images))
-        whole = len(images) - len(images) % (shape.batch or 1)
-        if not whole:
-            raise DataError(
-                f"{len(images)} images do not fill one batch of {shape.batch}: give more, or a smaller --batch"
-            )
-        batches.append(InputBatch("images", images[:whole], size))
-    return batches
-
-
-def _synthetic(count: int, shape: InputShape) -> Images:
-    """Normalised images with a photograph's spectrum (amplitude ~ 1/f): white noise would average out in the stem."""
-    rng = np.random.default_rng(20151210)
-    size = (count, shape.channels, shape.height, shape.width)
-    rows, columns = np.fft.fftfreq(size[2])[:, None], np.fft.rfftfreq(size[3])[None, :]
-    frequency = np.maximum(np.hypot(rows, columns), 1.0 / max(size[2:]))
-    images = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(size)) / frequency, s=size[2:])
-    images -= images.mean(axis=(2, 3), keepdims=True)
-    images /= np.maximum(images.std(axis=(2, 3), keepdims=True), 1e-6)
-    # Photographs differ in brightness; a fixed mean would hide a fault in the first bias.
-    images += 0.5 * rng.standard_normal((count, shape.channels, 1, 1))
-    return images.astype(np.float32)
 
 
 def _check_labels(labels: tuple[str, ...], captured: Captured) -> None:
@@ -343,12 +206,9 @@ def _sound_bytes(job: _Job, folded: FoldResult, model: onnx.ModelProto) -> bytes
     return data
 
 
-def _measure(
-    job: _Job, stage: str, data: bytes, precision: str, batches: Sequence[InputBatch] | None = None
-) -> StageResult:
-    return job.chain.measure(
-        stage, OrtRuntime(data, stage), tolerance_for("onnxruntime", precision), batches or job.batches
-    )
+def _measure(job: _Job, stage: str, data: bytes, precision: str) -> StageResult:
+    runtime = OrtRuntime(data, stage, cast_input=job.options.fp16_io)
+    return job.chain.measure(stage, runtime, tolerance_for("onnxruntime", precision), job.batches)
 
 
 def _simplify(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidate | None:
@@ -378,19 +238,15 @@ def _simplify(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidat
 
 def _halve(job: _Job, candidate: _Candidate) -> _Candidate:
     with job.stage("fp16") as note:
-        half = to_fp16(candidate.model, keep_io=True)
+        half = to_fp16(candidate.model, keep_io=not job.options.fp16_io)
         note.append(f"weights rounded by at most {half.worst_relative:.1e}")
         if half.underflows:
             job.notes.append(f"{half.underflows} weights are too small for FP16 and became 0")
-        data = half.model.SerializeToString(deterministic=True)
+        data: bytes = half.model.SerializeToString(deterministic=True)
     with job.stage("parity: fp16") as note:
         result = _measure(job, "fp16", data, "fp16")
         _require(job, result)
         note.append(_worst(result))
-    if job.options.fp16_io:
-        # The same graph without its two casts: what was proven is what lies between them.
-        model = to_fp16(candidate.model, keep_io=False).model
-        return candidate._replace(model=model, data=model.SerializeToString(deterministic=True))
     return candidate._replace(model=half.model, data=data)
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from runtimes.base import Array, Binding, Runtime, TensorSpec
 from runtimes.errors import GraphError, InputError, UnavailableError, missing_package
@@ -41,6 +44,8 @@ class OrtRuntime(Runtime):
         threads: Threads that one operator may use; ``None`` leaves it to ONNX Runtime (one per core),
             read back as 0.
         optimize: Whether ONNX Runtime may fuse and rewrite nodes when it loads the model.
+        cast_input: Whether a model that takes float16 is fed float32 here, rounded on the way in; without it
+            the caller has to bring float16.
 
     Raises:
         InputError: ``providers`` is empty, or ``threads`` is below 1.
@@ -56,6 +61,7 @@ class OrtRuntime(Runtime):
         providers: Sequence[str] = ("CPUExecutionProvider",),
         threads: int | None = None,
         optimize: bool = True,
+        cast_input: bool = False,
     ) -> None:
         super().__init__(name)
         if isinstance(providers, str) or not providers:
@@ -66,6 +72,8 @@ class OrtRuntime(Runtime):
         self._providers = tuple(providers)
         self._threads = threads
         self._optimize = optimize
+        self._cast_input = cast_input
+        self._rounds_input = False
         self._session: onnxruntime.InferenceSession | None = None
         self._failures: tuple[type[Exception], ...] = ()
 
@@ -87,8 +95,10 @@ class OrtRuntime(Runtime):
         # A provider can be compiled in and still fail to start, for want of a driver: then
         # the session quietly runs without it.
         self._require_providers(session.get_providers(), "the session started with")
+        taken = self._spec(session.get_inputs(), "input")
+        self._rounds_input = self._cast_input and taken.dtype == "float16"
         return Binding(
-            input=self._spec(session.get_inputs(), "input"),
+            input=replace(taken, dtype="float32") if self._rounds_input else taken,
             output=self._spec(session.get_outputs(), "output"),
             used={
                 "onnxruntime": str(onnxruntime.__version__),
@@ -104,6 +114,8 @@ class OrtRuntime(Runtime):
         assert self._session is not None  # the base class runs nothing before _open
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL_ONLY
+        if self._rounds_input:
+            batch = batch.astype(np.float16)
         try:
             output: Array = self._session.run(None, {self.inputs[0].name: batch}, options)[0]
         except self._failures as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -70,6 +70,10 @@ class LoadedModel:
     preprocessing: Preprocessing
     sha256: str
     notes: tuple[str, ...] = ()
+
+    def with_notes(self, more: Iterable[str]) -> LoadedModel:
+        """The same model with more to tell the user."""
+        return replace(self, notes=(*self.notes, *more))
 
 
 def load_model(model: str, options: SourceOptions | None = None) -> LoadedModel:
@@ -197,12 +201,6 @@ def _load_default(blueprint: Blueprint, options: SourceOptions) -> LoadedModel:
     loaded = _finish(module, "variant", options, state_sha256(module), (f"torchvision weights {weights}",))
     transforms = weights.transforms()
     contract = loaded.preprocessing.with_overrides(resize=transforms.resize_size[0])
-    return _replace_preprocessing(loaded, contract)
-
-
-def _replace_preprocessing(loaded: LoadedModel, contract: Preprocessing) -> LoadedModel:
-    from dataclasses import replace
-
     return replace(loaded, preprocessing=contract)
 
 

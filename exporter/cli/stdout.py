@@ -1,0 +1,41 @@
+"""With ``--json``, stdout carries one document and nothing else, whatever a library prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+@contextmanager
+def only_json_on_stdout() -> Iterator[TextIO]:
+    """Send file descriptor 1 to stderr, native libraries included, and hand out the real stdout."""
+    sys.stdout.flush()
+    real = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        yield real
+    finally:
+        sys.stdout.flush()
+        real.flush()
+        os.dup2(real.fileno(), 1)
+        real.close()
+
+
+def write_document(stream: TextIO, value: dict[str, Any]) -> None:
+    """Write a document; NaN and Infinity, which JSON does not have, are a fault and raise."""
+    stream.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def failure_document(stream: TextIO, message: str, code: int, error: BaseException | None) -> None:
+    """What ``--json`` prints when the command fails: the error, and the parity rows measured up to it."""
+    value: dict[str, Any] = {
+        "error": {"type": type(error).__name__ if error else "Interrupted", "message": message, "exit_code": code}
+    }
+    rows = getattr(error, "rows", ())
+    if rows:
+        value["parity"] = list(rows)
+    write_document(stream, value)
