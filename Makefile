@@ -1,0 +1,55 @@
+# Two commands set everything up: `make demo` and `make test`. Each installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two workers at most: every worker imports torch, and each test that runs a network uses all cores anyway.
+WORKERS ?= 2
+DIGITS := examples/digits
+DEMO := build/demo
+
+.PHONY: demo test test-all test-gpu lint format bench clean help
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.core: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed, $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.core ## The main job on the embedded example
+	$(BIN)/resnet-export inspect $(DIGITS)/digits_resnet14.pth
+	$(BIN)/resnet-export onnx $(DIGITS)/digits_resnet14.pth -o $(DEMO)/digits.onnx \
+		--data $(DIGITS)/images/test --images 0 --labels $(DIGITS)/labels.txt
+	@echo
+	@echo "The ONNX file is $(DEMO)/digits.onnx; try: $(BIN)/resnet-export --help"
+
+test: $(VENV)/.dev ## The test suite: no network, no GPU
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-all: $(VENV)/.dev ## The same with the slow proofs
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not gpu'
+
+test-gpu: $(VENV)/.dev ## What needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.dev ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## Measurements against peers; results in benchmarks/results
+	$(BIN)/python benchmarks/onnx_export.py
+
+clean: ## Remove what was built, not the environment
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
