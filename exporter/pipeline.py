@@ -101,11 +101,10 @@ def export_onnx(
         job.notes.extend(loaded.notes)
         try:
             return _run(job, target)
-        except ParityError:
+        except ParityError as error:
             kept = target.retire()
-            if kept is not None:
-                job.listener.finished(StageTime("failed", 0.0, f"the earlier file is kept as {kept}"))
-            raise
+            fate = f"an earlier file is kept as {kept}" if kept else "no file is written"
+            raise ParityError(f"{error}; {fate}", error.rows) from error
 
 
 def _run(job: _Job, target: Output) -> OnnxReport:
@@ -159,7 +158,7 @@ def _require(job: _Job, result: StageResult) -> None:
         worst = next(row for row in rows if not row.passed and row.stage == culprit(rows))
         raise ParityError(
             f"stage '{worst.stage}' does not compute what '{worst.reference}' does: {worst.finding} "
-            f"({worst.inputs} images, batch {worst.batch}); no file is written",
+            f"({worst.inputs} images, batch {worst.batch})",
             [row.to_json() for row in rows],
         )
     job.chain.accept(result)
@@ -179,7 +178,7 @@ def _export(job: _Job, folded: FoldResult) -> _Candidate:
         except (GraphError, ParityError) as error:
             failures.append(error)
             continue
-        job.notes.extend(f"the {exporter} exporter was used because: {error}" for error in failures)
+        job.notes.extend(f"the {exporter} exporter was used instead of the newer one: {error}" for error in failures)
         return candidate
     # The newer exporter's reason is the one to mend; the older one was only tried because of it.
     raise failures[0]

@@ -128,7 +128,3 @@ def _verdict(error: BaseException) -> tuple[str, int]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-if __name__ == "__main__":
-    main()
