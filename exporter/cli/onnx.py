@@ -71,7 +71,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         loaded, images, options = _prepare(given)
         if lines:
             lines.close()
-            lines.heading(loaded.name, f" from {given['model']}")
+            lines.heading(loaded.name, "" if given["model"] == loaded.name else f" from {given['model']}")
         report = export_onnx(loaded, given["output"], options, images, lines)
     finally:
         if lines:
@@ -137,7 +137,7 @@ def _show(console: Console, report: OnnxReport, verbose: bool) -> None:
         _show_folds(console, report)
     console.print()
     print_notes(console, report.notes, None if verbose else _NOTES_SHOWN)
-    console.print(Text.assemble(("✓ proven equal", "bold green"), " at every stage"))
+    console.print(Text.assemble(("✓ proven", "bold green"), ": every stage agrees with the original"))
 
 
 def _facts(report: OnnxReport) -> Table:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from runtimes.errors import ArchitectureError
+from runtimes.errors import ArchitectureError, first_line
 
 BlockKind = Literal["basic", "bottleneck"]
 #: ``identity``: S(x) = x.  ``projection``: a strided 1x1 convolution and BatchNorm (options B and C of the paper).
@@ -62,8 +62,14 @@ def check_block(plan: BlockPlan) -> None:
         ArchitectureError: Names the block, channels in, channels out, stride, and what would mend it.
     """
     where = f"block {plan.name}: {plan.in_channels} channels in, {plan.out_channels} out, stride {plan.stride}"
-    if min(plan.in_channels, plan.width, plan.out_channels, plan.stride, plan.groups) < 1:
-        raise ArchitectureError(f"{where}, width {plan.width}, groups {plan.groups}: each must be at least 1")
+    numbers = (plan.in_channels, plan.width, plan.out_channels, plan.stride, plan.groups)
+    if not all(_is_count(number) for number in numbers):
+        raise ArchitectureError(
+            f"{where}, width {plan.width}, groups {plan.groups}: each must be a whole number of at least 1"
+        )
+    for value, allowed in ((plan.kind, get_args(BlockKind)), (plan.shortcut, get_args(Shortcut))):
+        if value not in allowed:
+            raise ArchitectureError(f"{where}: {value!r} is none of {', '.join(allowed)}")
     if plan.shortcut == "identity" and plan.changes_shape:
         raise ArchitectureError(
             f"{where}: an identity shortcut has another shape than the residual branch and cannot be added to it; "
@@ -80,6 +86,15 @@ def check_block(plan: BlockPlan) -> None:
         )
     if plan.width % plan.groups:
         raise ArchitectureError(f"{where}: width {plan.width} is not divisible by {plan.groups} groups")
+    if plan.kind == "basic" and plan.in_channels % plan.groups:
+        raise ArchitectureError(
+            f"{where}: both 3x3 convolutions of a basic block are grouped, but {plan.in_channels} channels are not "
+            f"divisible by {plan.groups} groups"
+        )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,13 @@ class Stem:
     kernel: int
     stride: int
     pool: bool
+
+    def __post_init__(self) -> None:
+        if not all(_is_count(number) for number in (self.channels, self.kernel, self.stride)) or self.kernel % 2 == 0:
+            raise ArchitectureError(
+                f"stem: {self.channels} channels, kernel {self.kernel}, stride {self.stride}: each must be a whole "
+                "number of at least 1, and the kernel odd"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,6 +145,7 @@ class Blueprint:
 
     def __post_init__(self) -> None:
         self._check_counts()
+        self._check_names()
         channels = self.stem.channels
         for block in self.blocks():
             if block.in_channels != channels:
@@ -133,10 +156,19 @@ class Blueprint:
 
     def _check_counts(self) -> None:
         for what, value in (("in_channels", self.in_channels), ("num_classes", self.num_classes)):
-            if value < 1:
-                raise ArchitectureError(f"{self.name}: {what} must be at least 1, got {value}")
+            if not _is_count(value):
+                raise ArchitectureError(f"{self.name}: {what} must be a whole number of at least 1, got {value}")
         if not self.stages or not all(self.stages):
             raise ArchitectureError(f"{self.name}: every stage needs at least one block")
+
+    def _check_names(self) -> None:
+        for index, stage in enumerate(self.stages, start=1):
+            for position, block in enumerate(stage):
+                if block.name != f"layer{index}.{position}":
+                    raise ArchitectureError(
+                        f"block {block.name} stands where layer{index}.{position} belongs: a block is named after its "
+                        "place, because its tensors are"
+                    )
 
     def blocks(self) -> Iterator[BlockPlan]:
         """Every block, from the input to the output."""
@@ -195,16 +227,25 @@ class Blueprint:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Blueprint:
-        """The inverse of :meth:`to_json`; every check runs again."""
-        return cls(
-            name=value["name"],
-            family=value["family"],
-            in_channels=value["in_channels"],
-            stem=Stem(**value["stem"]),
-            stages=tuple(tuple(BlockPlan(**block) for block in stage) for stage in value["stages"]),
-            num_classes=value["num_classes"],
-            conv_bias=value["conv_bias"],
-        )
+        """The inverse of :meth:`to_json`; every check runs again.
+
+        Raises:
+            ArchitectureError: A field is missing, unknown or of another type, or a check fails.
+        """
+        try:
+            return cls(
+                name=value["name"],
+                family=value["family"],
+                in_channels=value["in_channels"],
+                stem=Stem(**value["stem"]),
+                stages=tuple(tuple(BlockPlan(**block) for block in stage) for stage in value["stages"]),
+                num_classes=value["num_classes"],
+                conv_bias=value["conv_bias"],
+            )
+        except KeyError as error:
+            raise ArchitectureError(f"not a blueprint: it has no {error}; expected what to_json gives") from error
+        except TypeError as error:
+            raise ArchitectureError(f"not a blueprint: {first_line(error)}; expected what to_json gives") from error
 
 
 def plan_stage(

@@ -1,15 +1,13 @@
 """A checkpoint file -> named tensors, without ever running code from the file.
 
-``torch.load(weights_only=True)`` interprets the pickle with a short list of allowed classes. When it refuses, the
-opcodes are read once more *without being executed* (``pickletools``), only to tell the user what the file holds.
+``torch.load(weights_only=True)`` interprets the pickle with a short list of allowed classes; ``pickles`` adds those
+that may stand beside weights, and explains a refusal.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import pickle
-import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exporter.models.pickles import SAVE_HINT, bystanders, damaged, refusal
 from runtimes.errors import CheckpointError, first_line
 
 SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".safetensors", ".bin", ".tar")
@@ -30,7 +29,6 @@ _WRAPPERS = (
 )  # fmt: skip
 _NOT_WEIGHTS = ("optim", "scheduler", "scaler", "sched")
 _MAX_NESTING = 3
-_SAVE_HINT = "save its weights instead: torch.save(model.state_dict(), 'weights.pth')"
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ def load_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
 
     Args:
         path: ``.pt .pth .th .ckpt`` (either format of ``torch.save``) or ``.safetensors``; the content decides.
-        key: Dotted path of the mapping to take (``ema.module``), where the file holds several.
+        key: Where the weights are, in a file that holds several: the dotted path of a mapping (``ema.module``), or
+            the prefix that all names of one model have (``ema_model``).
 
     Raises:
         CheckpointError: Missing, empty, truncated, unsafe, not a checkpoint, or without weights.
@@ -84,17 +83,20 @@ def _sha(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
 
 
 def _sniff(path: Path) -> str:
-    """What the first bytes say: ``zip``, ``pickle``, ``tar`` or ``safetensors``."""
+    """What the first bytes say: ``zip``, ``pickle`` or ``safetensors``."""
     try:
         size = path.stat().st_size
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder: give a checkpoint file ({' '.join(SUFFIXES[:5])})")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a regular file: a pipe or a device cannot be read twice")
         with path.open("rb") as stream:
             head = stream.read(512)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{str(path)[:200]!r} cannot be read: {reason}") from error
     if size == 0:
         raise CheckpointError(f"{path} is empty (0 bytes): the download or the copy did not finish")
     if head.startswith(b"PK\x03\x04"):
@@ -102,7 +104,10 @@ def _sniff(path: Path) -> str:
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         return "pickle"
     if len(head) > 262 and head[257:262] == b"ustar":
-        return "tar"
+        raise CheckpointError(
+            f"{path} is a tar archive: expected a checkpoint file; unpack it first, and where PyTorch before 0.1.10 "
+            "wrote it, load it there and save it again"
+        )
     if path.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size):
         return "safetensors"
     start = head[:24].decode("ascii", "replace").strip().splitlines()
@@ -113,12 +118,11 @@ def _sniff(path: Path) -> str:
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return dict(load_file(path))
-    except (SafetensorError, ValueError, OSError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({first_line(error, 160)}): copy or download it again"
         ) from error
@@ -128,16 +132,13 @@ def _load_torch(path: Path, kind: str) -> Any:
     if kind == "zip":
         _check_archive(path)
     try:
-        with torch.serialization.safe_globals(_inert_classes()):
+        with torch.serialization.safe_globals(bystanders()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from error
-    except (EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError,
-            AttributeError, UnicodeDecodeError, ImportError, MemoryError, OverflowError) as error:  # fmt: skip
+        raise refusal(path, error) from error
+    except Exception as error:
         # torch's readers answer broken bytes with whatever the byte at hand leads to.
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({first_line(error, 160)}): copy or download it again"
-        ) from error
+        raise damaged(path, error) from error
 
 
 def _check_archive(path: Path) -> None:
@@ -145,94 +146,24 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({first_line(error, 160)}): copy or download it again"
-        ) from error
+    except Exception as error:
+        raise damaged(path, error) from error
     names = {entry.filename.split("/", 1)[-1] for entry in entries}
     if "constants.pkl" in names:
-        raise CheckpointError(f"{path} is a TorchScript archive, which holds code: {_SAVE_HINT}")
+        raise CheckpointError(f"{path} is a TorchScript archive, which holds code: {SAVE_HINT}")
     if not any(name.endswith("data.pkl") for name in names):
         raise CheckpointError(
-            f"{path} is a zip archive without a data.pkl: expected a file written by torch.save; {_SAVE_HINT}"
+            f"{path} is a zip archive without a data.pkl: expected a file written by torch.save; {SAVE_HINT}"
         )
     # torch.save stores without compression, so a small file that unpacks to a large one was not made by it.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise CheckpointError(f"{path} has compressed entries, which torch.save never writes: refused; {_SAVE_HINT}")
-
-
-def _inert_classes() -> list[Any]:
-    """Classes beside tensors that training scripts store, and whose construction runs no code of the file's."""
-    import numpy as np
-
-    scalar = np.float64(0).__reduce__()[0]
-    return [
-        argparse.Namespace,
-        scalar,
-        np.dtype,
-        *{type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")},
-    ]
-
-
-def _refusal(path: Path, error: Exception) -> CheckpointError:
-    named = sorted(set(_globals(path)))
-    if not named:
-        return CheckpointError(f"{path} is truncated or damaged ({first_line(error, 160)}): copy or download it again")
-    modules = [name for name in named if _looks_like_module(name)]
-    if modules:
-        top = next((name for name in modules if not name.startswith("torch.nn.")), modules[0])
-        return CheckpointError(
-            f"{path} holds a whole pickled module ({top}), and loading one runs code from the file: refused; "
-            f"where you trust it, {_SAVE_HINT}"
-        )
-    foreign = [name for name in named if not name.startswith(("torch.", "collections.", "torch._utils"))] or named
-    return CheckpointError(
-        f"{path} is a pickle that would run {', '.join(foreign[:3])} when loaded: refused; "
-        f"if you trust its origin, {_SAVE_HINT}"
-    )
-
-
-def _looks_like_module(name: str) -> bool:
-    tail = name.rsplit(".", 1)[-1]
-    return name.startswith(("torch.nn.modules.", "torchvision.models.", "timm.")) or tail.lower().startswith(
-        ("resnet", "resnext", "basicblock", "bottleneck", "dataparallel")
-    )
-
-
-def _globals(path: Path) -> Iterator[str]:
-    """Names that a pickle would import, read from its opcodes; nothing is executed."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                yield from _pickle_globals(archive.read(entry))
-        else:
-            yield from _pickle_globals(path.read_bytes())
-    except (StopIteration, OSError, ValueError, zipfile.BadZipFile):
-        return
-
-
-def _pickle_globals(data: bytes) -> Iterator[str]:
-    position = 0
-    while position < len(data):
-        strings: list[str] = []
-        try:
-            for opcode, argument, offset in pickletools.genops(data[position:]):
-                if opcode.name in {"GLOBAL", "INST"}:
-                    yield str(argument).replace(" ", ".")
-                elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
-                    yield f"{strings[-2]}.{strings[-1]}"
-                elif isinstance(argument, str):
-                    strings.append(argument)
-                if opcode.name == "STOP":
-                    position += (offset or 0) + 1
-        except Exception:  # noqa: BLE001  (hostile bytes: what was read so far is all there is to say)
-            return
+        raise CheckpointError(f"{path} has compressed entries, which torch.save never writes: refused; {SAVE_HINT}")
 
 
 def _unwrap(path: Path, content: Any, key: str | None) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    found = dict(_state_dicts(content, "", 0))
+    found = dict(_state_dicts(content, "", {}, 0))
     if key is not None:
+        found |= _prefixed(found, key) if key not in found else {}
         if key not in found:
             places = ", ".join(name or "(top level)" for name in found) or "none"
             raise CheckpointError(f"{path} has no weights under {key!r}; places with weights: {places}")
@@ -242,21 +173,46 @@ def _unwrap(path: Path, content: Any, key: str | None) -> tuple[str, dict[str, T
     else:
         top = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
-            f"{path} holds no convolution weights (top level: {top or 'nothing'}): expected a state dict of a ResNet"
+            f"{path} holds no convolution weights (top level: {first_line(ValueError(top or 'nothing'))}): "
+            "expected a state dict of a ResNet"
         )
     others = tuple(name or "(top level)" for name in found if name != chosen)
     return chosen, found[chosen], others
 
 
-def _state_dicts(content: Any, where: str, nesting: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _state_dicts(
+    content: Any, where: str, seen: dict[int, dict[str, Tensor]], nesting: int
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
     if not isinstance(content, Mapping) or nesting > _MAX_NESTING:
         return
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if any(tensor.dim() == 4 for tensor in tensors.values()):
+    known = id(content) in seen  # a mapping may be reached by two ways, or hold itself
+    tensors = seen.setdefault(id(content), {} if known else _weights(content))
+    if tensors:
         yield where, tensors
+    if known:
+        return
     for name, value in content.items():
         if isinstance(name, str) and not any(word in name.lower() for word in _NOT_WEIGHTS):
-            yield from _state_dicts(value, f"{where}.{name}" if where else name, nesting + 1)
+            yield from _state_dicts(value, f"{where}.{name}" if where else name, seen, nesting + 1)
+
+
+def _weights(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors directly in a mapping that has the weight of a convolution, else nothing."""
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    # The name matters: a mean of [1, 3, 1, 1] or an optimizer's moments are no convolution.
+    if any(tensor.dim() == 4 and name.rsplit(".", 1)[-1].startswith("weight") for name, tensor in tensors.items()):
+        return tensors
+    return {}
+
+
+def _prefixed(found: Mapping[str, Mapping[str, Tensor]], key: str) -> dict[str, dict[str, Tensor]]:
+    """The part of one mapping whose names begin with ``key``, with or without the way to the mapping before it."""
+    for where, tensors in found.items():
+        prefix = f"{key.removeprefix(f'{where}.')}."
+        part = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if part:
+            return {key: part}
+    return {}
 
 
 def _preference(where: str) -> tuple[int, int, str]:
@@ -268,6 +224,8 @@ def _check_storage(path: Path, name: str, tensor: Tensor) -> None:
     """A view with stride 0 can claim terabytes out of one number; reading it would never end."""
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise CheckpointError(f"{path}: {name} is a {tensor.layout} or quantised tensor; expected dense floating point")
+    if tensor.device.type != "cpu":
+        raise CheckpointError(f"{path}: {name} has a shape and no values (device {tensor.device}); {SAVE_HINT}")
     claimed = tensor.numel() * tensor.element_size()
     if claimed > max(tensor.untyped_storage().nbytes(), 1 << 20):
         raise CheckpointError(

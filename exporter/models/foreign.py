@@ -57,29 +57,44 @@ def load_factory(target: str, options: SourceOptions) -> LoadedModel:
         ModelSourceError: It cannot be imported, raises, or gives something else than a module.
     """
     module_name, _, attribute = target.partition(":")
+    if options.num_classes is not None:
+        raise ModelSourceError(f"{target} has the classes that its code gives it: leave out --num-classes")
+    if options.weights == DEFAULT:
+        raise ModelSourceError(f"{target} has no weights to download: give --weights FILE, or leave it out")
+    with torch.random.fork_rng():  # both, because a module may be made when its file is imported
+        torch.manual_seed(options.seed)
+        factory = _imported(target, module_name, attribute)
+        module = factory if isinstance(factory, nn.Module) else _called(target, factory, options.seed)
+    if not isinstance(module, nn.Module):
+        raise ModelSourceError(
+            f"{target} gives {type(module).__name__}: expected a torch.nn.Module, or a function of no arguments that "
+            "returns one"
+        )
+    return _finish(module, target, "factory", options, {})
+
+
+def _imported(target: str, module_name: str, attribute: str) -> Any:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        factory: Any = importlib.import_module(module_name)
+        found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
-            factory = getattr(factory, part)
+            found = getattr(found, part)
     except ImportError as error:
         raise ModelSourceError(f"{target}: {module_name} cannot be imported ({first_line(error)})") from error
     except AttributeError as error:
         raise ModelSourceError(f"{target}: {first_line(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that parses its arguments when imported ends in SystemExit
         raise ModelSourceError(f"{target}: importing it raised {type(error).__name__}: {first_line(error)}") from error
-    module = factory
-    if not isinstance(factory, nn.Module):
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(options.seed)
-                module = factory()
-        except Exception as error:
-            raise ModelSourceError(f"{target}() raised {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise ModelSourceError(f"{target} gives {type(module).__name__}: expected a torch.nn.Module, or a function of no arguments that returns one")  # fmt: skip
-    return _finish(module, target, "factory", options, {})
+    return found
+
+
+def _called(target: str, factory: Any, seed: int) -> Any:
+    torch.manual_seed(seed)
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:
+        raise ModelSourceError(f"{target}() raised {type(error).__name__}: {first_line(error)}") from error
 
 
 def _finish(module: nn.Module, name: str, kind: str, options: SourceOptions, config: dict[str, Any]) -> LoadedModel:
@@ -104,7 +119,7 @@ def _contract(config: dict[str, Any], channels: int, size: tuple[int, int]) -> P
     if not config or channels != 3:
         return contract
     return contract.with_overrides(
-        resize=int(min(size) / config.get("crop_pct", 0.875)),
+        resize=int(max(size) / config.get("crop_pct", 0.875)),
         interpolation=config.get("interpolation", "bilinear"),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),

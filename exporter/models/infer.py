@@ -8,19 +8,17 @@ the max pool after the stem, and on which side option A puts its zero channels.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from exporter.models.blueprint import BlockKind, BlockPlan, Blueprint, Family, Shortcut, Stem
+from exporter.models.fit import check_tensors
 from exporter.models.naming import Renamed
 from exporter.models.variants import IMAGENET_NAMES, blueprint_for, cifar_name
 from runtimes.errors import ArchitectureError, CheckpointError
 
-_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.(.+)")
 _FACTORY_HINT = "for another network give its code: MODEL = package.module:factory (or timm:NAME) with --weights"
-_LISTED = 4  # tensors named in one message
+_SAMPLE = 4  # names that show what else a file holds
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,18 @@ class Inference:
     assumptions: tuple[str, ...]
 
 
+class _Shapes(dict[str, tuple[int, ...]]):
+    """Shapes under torchvision's names; messages use the names that the file's owner knows."""
+
+    def __init__(self, renamed: Renamed) -> None:
+        super().__init__({name: tuple(tensor.shape) for name, tensor in renamed.tensors.items()})
+        self._origin = renamed.origin
+
+    def called(self, name: str) -> str:
+        """The name in the file, or the same one where the file has none."""
+        return self._origin.get(name, name)
+
+
 def infer(renamed: Renamed) -> Inference:
     """Infer the blueprint of a state dict that has torchvision's names.
 
@@ -43,17 +53,15 @@ def infer(renamed: Renamed) -> Inference:
         CheckpointError: Not a ResNet, or one whose tensors contradict each other; names the tensors.
         ArchitectureError: A block that changes shape and has no projection.
     """
-    tensors = renamed.tensors
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = _Shapes(renamed)
     _require_resnet(shapes)
-    stem_shape = shapes["conv1.weight"]
-    stem = _infer_stem(stem_shape)
+    stem = _infer_stem(shapes)
     stages = _infer_stages(shapes, stem.channels)
     family: Family = "cifar" if len(stages) == 3 and not stem.pool else "imagenet"
     blueprint = Blueprint(
         name="resnet",
         family=family,
-        in_channels=stem_shape[1],
+        in_channels=shapes["conv1.weight"][1],
         stem=stem,
         stages=stages,
         num_classes=_infer_classes(shapes, stages),
@@ -64,12 +72,12 @@ def infer(renamed: Renamed) -> Inference:
     return Inference(blueprint, _assumptions(blueprint))
 
 
-def _require_resnet(shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _require_resnet(shapes: _Shapes) -> None:
     blocks = [name for name in shapes if _BLOCK.fullmatch(name)]
     if "conv1.weight" in shapes and len(shapes["conv1.weight"]) == 4 and blocks:
         _require_plain(shapes)
         return
-    sample = ", ".join(list(shapes)[:_LISTED])
+    sample = ", ".join(shapes.called(name) for name in list(shapes)[:_SAMPLE])
     missing = "conv1.weight" if "conv1.weight" not in shapes else "layer1.0.conv1.weight"
     raise CheckpointError(
         f"not the checkpoint of a ResNet: it has no {missing} (under any known name); its tensors begin {sample}; "
@@ -77,48 +85,57 @@ def _require_resnet(shapes: Mapping[str, tuple[int, ...]]) -> None:
     )
 
 
-def _require_plain(shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _require_plain(shapes: _Shapes) -> None:
     """Name the relatives of the ResNet that load under the same names but compute something else."""
     for name, shape in shapes.items():
         if ".se." in name or ".se_module." in name:
-            raise CheckpointError(f"{name}: a squeeze-and-excitation ResNet; use timm:NAME with --weights")
+            raise CheckpointError(
+                f"{shapes.called(name)}: a squeeze-and-excitation ResNet; use timm:NAME with --weights"
+            )
         if re.fullmatch(r"layer\d+\.\d+\.(shortcut|downsample)\.[12]\.weight", name) and len(shape) == 4:
             raise CheckpointError(
-                f"{name}: a ResNet-D shortcut (average pool before the projection); use timm:NAME with --weights"
+                f"{shapes.called(name)}: a ResNet-D shortcut (average pool before the projection); "
+                "use timm:NAME with --weights"
             )
         if re.fullmatch(r"layer\d+\.\d+\.conv1\.bias", name) and name.replace("conv1.bias", "bn1.weight") not in shapes:
             raise CheckpointError(
-                f"{name} has no BatchNorm beside it: the BatchNorms of this checkpoint are folded already, or it "
-                f"never had any; {_FACTORY_HINT}"
+                f"{shapes.called(name)} has no BatchNorm beside it: the BatchNorms of this checkpoint are folded "
+                f"already, or it never had any; {_FACTORY_HINT}"
             )
         if name.endswith(".bn1.weight") and (match := _BLOCK.fullmatch(name)):
             _require_post_activation(shapes, name, f"layer{match[1]}.{match[2]}.conv1.weight")
 
 
-def _require_post_activation(shapes: Mapping[str, tuple[int, ...]], norm: str, conv: str) -> None:
+def _require_post_activation(shapes: _Shapes, norm: str, conv: str) -> None:
     kernel = shapes.get(conv)
     if kernel and len(kernel) == 4 and shapes[norm] == (kernel[1],) != (kernel[0],):
         raise CheckpointError(
-            f"{norm} has the {kernel[1]} channels that {conv} takes, not the {kernel[0]} that it gives: a "
-            f"pre-activation ResNet (arXiv 1603.05027); {_FACTORY_HINT}"
+            f"{shapes.called(norm)} has the {kernel[1]} channels that {shapes.called(conv)} takes, not the {kernel[0]} "
+            f"that it gives: a pre-activation ResNet (arXiv 1603.05027); {_FACTORY_HINT}"
         )
 
 
-def _infer_stem(shape: tuple[int, ...]) -> Stem:
+def _infer_stem(shapes: _Shapes) -> Stem:
+    shape = shapes["conv1.weight"]
     channels, _, kernel, width = shape
     if kernel != width or kernel not in (3, 5, 7):
-        raise CheckpointError(f"conv1.weight is {list(shape)}: expected a square stem kernel of 3, 5 or 7 pixels")
+        raise CheckpointError(
+            f"{shapes.called('conv1.weight')} is {list(shape)}: expected a square stem kernel of 3, 5 or 7 pixels; "
+            f"{_FACTORY_HINT}"
+        )
     small = kernel == 3
     return Stem(channels, kernel, stride=1 if small else 2, pool=not small)
 
 
-def _infer_stages(shapes: Mapping[str, tuple[int, ...]], channels: int) -> tuple[tuple[BlockPlan, ...], ...]:
+def _infer_stages(shapes: _Shapes, channels: int) -> tuple[tuple[BlockPlan, ...], ...]:
     positions = sorted({(int(m[1]), int(m[2])) for name in shapes if (m := _BLOCK.fullmatch(name))})
     depths: dict[int, int] = {}
     for stage, position in positions:
         if position != depths.get(stage, 0):
+            example = next(name for name in shapes if name.startswith(f"layer{stage}.{position}."))
             raise CheckpointError(
-                f"layer{stage} has a block {position} but no block {depths.get(stage, 0)}: tensors are missing"
+                f"the checkpoint has {shapes.called(example)}, but no block {depths.get(stage, 0)} in that stage: "
+                "tensors are missing; save the whole model.state_dict()"
             )
         depths[stage] = position + 1
     has_projection = any(".downsample." in name for name in shapes)
@@ -136,9 +153,7 @@ def _infer_stages(shapes: Mapping[str, tuple[int, ...]], channels: int) -> tuple
     return tuple(stages)
 
 
-def _infer_block(
-    shapes: Mapping[str, tuple[int, ...]], name: str, in_channels: int, stride: int, has_projection: bool
-) -> BlockPlan:
+def _infer_block(shapes: _Shapes, name: str, in_channels: int, stride: int, has_projection: bool) -> BlockPlan:
     kernels = [_kernel(shapes, f"{name}.conv{number}.weight") for number in (1, 2)]
     kind: BlockKind = "bottleneck" if f"{name}.conv3.weight" in shapes else "basic"
     expected = [1, 3, 1] if kind == "bottleneck" else [3, 3]
@@ -151,7 +166,8 @@ def _infer_block(
         )
     if kernels[0][1] not in (in_channels, in_channels // max(_groups(kernels[1], kernels[0][0]), 1)):
         raise CheckpointError(
-            f"{name}.conv1.weight takes {kernels[0][1]} channels, but what comes before it gives {in_channels}"
+            f"{shapes.called(f'{name}.conv1.weight')} takes {kernels[0][1]} channels, but what comes before it gives "
+            f"{in_channels}; {_FACTORY_HINT}"
         )
     width = kernels[1][0] if kind == "bottleneck" else kernels[0][0]
     groups = _groups(kernels[1], kernels[0][0])
@@ -165,17 +181,17 @@ def _groups(kernel: tuple[int, ...], channels: int) -> int:
     return channels // kernel[1] if kernel[1] and channels % kernel[1] == 0 else 1
 
 
-def _kernel(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+def _kernel(shapes: _Shapes, name: str) -> tuple[int, ...]:
     shape = shapes.get(name)
     if shape is None:
-        raise CheckpointError(f"{name} is missing: the block cannot be told without it")
+        raise CheckpointError(f"{name} is missing: the block cannot be told without it; {_FACTORY_HINT}")
     if len(shape) != 4:
-        raise CheckpointError(f"{name} is {list(shape)}: expected a convolution kernel of 4 dimensions")
+        raise CheckpointError(f"{shapes.called(name)} is {list(shape)}: expected a convolution kernel of 4 dimensions")
     return shape
 
 
 def _infer_shortcut(
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: _Shapes,
     name: str,
     channels: tuple[int, int],
     stride: int,
@@ -186,7 +202,8 @@ def _infer_shortcut(
     if projection is not None:
         if len(projection) != 4 or projection[2:] != (1, 1):
             raise CheckpointError(
-                f"{name}.downsample.0.weight is {list(projection)}: expected a 1x1 projection; {_FACTORY_HINT}"
+                f"{shapes.called(f'{name}.downsample.0.weight')} is {list(projection)}: expected a 1x1 projection; "
+                f"{_FACTORY_HINT}"
             )
         return "projection"
     if stride == 1 and channels[0] == channels[1]:
@@ -200,17 +217,19 @@ def _infer_shortcut(
     return "subsample"
 
 
-def _infer_classes(shapes: Mapping[str, tuple[int, ...]], stages: tuple[tuple[BlockPlan, ...], ...]) -> int:
+def _infer_classes(shapes: _Shapes, stages: tuple[tuple[BlockPlan, ...], ...]) -> int:
     shape = shapes.get("fc.weight")
     features = stages[-1][-1].out_channels
     if shape is None or len(shape) != 2:
         have = "missing" if shape is None else f"{list(shape)}"
         raise CheckpointError(
-            f"fc.weight (the classifier) is {have}: expected [classes, {features}]; "
+            f"{shapes.called('fc.weight')} (the classifier) is {have}: expected [classes, {features}]; "
             "a backbone without its head has no logits to compare"
         )
     if shape[1] != features:
-        raise CheckpointError(f"fc.weight takes {shape[1]} features, but the last block gives {features}")
+        raise CheckpointError(
+            f"{shapes.called('fc.weight')} takes {shape[1]} features, but the last block gives {features}"
+        )
     return shape[0]
 
 
@@ -241,69 +260,3 @@ def _assumptions(blueprint: Blueprint) -> tuple[str, ...]:
     if blueprint.shortcut_option == "A":
         told.append("option A puts half of its zero channels on each side")
     return tuple(told)
-
-
-def check_tensors(blueprint: Blueprint, renamed: Renamed) -> None:
-    """Hold every tensor against the blueprint: missing, unexpected, of another shape, NaN or Inf.
-
-    Raises:
-        CheckpointError: Names the tensors as the file does.
-    """
-    from exporter.models.resnet import build_empty
-
-    expected = {
-        name: tuple(tensor.shape)
-        for name, tensor in build_empty(blueprint).state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    check_state(expected, renamed, blueprint.name)
-
-
-def check_state(expected: Mapping[str, tuple[int, ...]], renamed: Renamed, network: str) -> None:
-    """The comparison behind :func:`check_tensors`, for any module's state dict.
-
-    Args:
-        expected: Names and shapes that the module has.
-        renamed: What the file has.
-        network: Name of the module, for the message.
-
-    Raises:
-        CheckpointError: As in :func:`check_tensors`.
-    """
-    have, origin = renamed.tensors, renamed.origin
-    problems = []
-    if missing := [name for name in expected if name not in have]:
-        problems.append(f"missing: {_some(missing)}")
-    if unexpected := [origin[name] for name in have if name not in expected]:
-        problems.append(f"unexpected: {_some(unexpected)}")
-    differing = [
-        f"{origin[name]} is {list(have[name].shape)}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in have and tuple(have[name].shape) != shape
-    ]
-    if differing:
-        problems.append(f"other shapes: {_some(differing)}")
-    if problems:
-        raise CheckpointError(f"the checkpoint does not fit {network}: {'; '.join(problems)}")
-    broken = [_broken(origin[name], have[name]) for name in expected if not _finite(have[name])]
-    if broken:
-        raise CheckpointError(
-            f"the checkpoint has values that are not finite: {_some(broken)}; it is from a diverged or damaged run"
-        )
-    negative = [origin[n] for n in expected if n.endswith("running_var") and bool((have[n] < 0).any())]
-    if negative:
-        raise CheckpointError(f"the checkpoint has negative variances: {_some(negative)}")
-
-
-def _finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
-
-
-def _broken(name: str, tensor: Tensor) -> str:
-    nan, inf = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-    return f"{name} ({nan} NaN, {inf} Inf of {tensor.numel()})"
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

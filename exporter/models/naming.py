@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -23,17 +24,17 @@ PREFIXES = (
 BOOKKEEPING = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 
 _CLASSIFIER = r"(?:fc|linear|classifier|last_linear|logits|output|head\.fc|head|dense)(?:\.[01])?"
-_STAGE = r"(?:layers?[._]?|stages?[._]?|groups?[._]?|res)(?P<stage>\d+)(?:\.blocks?|\.layers?|\.units?)?"
+_STAGE = r"(?:layers?[._]?|stages?[._]?|groups?[._]?|res)(?P<stage>\d{1,3})(?:\.blocks?|\.layers?|\.units?)?"
 _SHORTCUT = r"(?:shortcut|skip|skip_connection|identity_downsample|proj|projection|residual_conv|match|downsample)"
 _ROWS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), becomes)
     for pattern, becomes in (
         (rf"^{_CLASSIFIER}\.(weight|bias)$", r"fc.\1"),
-        (r"^(?:stem\.(?:conv1?|0)|conv_1|conv1\.0|conv0|conv1\.conv|stem_conv|conv_stem)\.", "conv1."),
-        (r"^(?:stem\.(?:bn1?|norm1?|1)|bn_1|conv1\.(?:1|bn)|bn0|bn|norm1|stem_bn|bn_stem)\.", "bn1."),
+        (r"^(?:(?:stem|layer0)\.conv1?|stem\.0|conv_1|conv1\.0|conv0|conv1\.conv|stem_conv|conv_stem)\.", "conv1."),
+        (r"^(?:(?:stem|layer0)\.(?:bn1?|norm1?)|stem\.1|bn_1|conv1\.(?:1|bn)|bn0|bn|norm1|stem_bn|bn_stem)\.", "bn1."),
         (r"^conv(?P<stage>[2-5])_x\.", r"layer@\g<stage>."),
         (rf"^{_STAGE}\.", r"layer@\g<stage>."),
-        (r"^(layer@\d+)[._](?:block)?(\d+)\.", r"\1.\2."),
+        (r"^(layer@\d+)[._](?:block)?(\d{1,5})\.", r"\1.\2."),
         (r"^(layer@\d+\.\d+)\.(?:residual_function|residual|body)\.0\.", r"\1.conv1."),
         (r"^(layer@\d+\.\d+)\.(?:residual_function|residual|body)\.1\.", r"\1.bn1."),
         (r"^(layer@\d+\.\d+)\.(?:residual_function|residual|body)\.3\.", r"\1.conv2."),
@@ -47,7 +48,8 @@ _ROWS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 _LETTERED = re.compile(r"(conv|bn)@([123abc])\.")
-_STAGED = re.compile(r"^layer@(\d+)\.")
+_STAGED = re.compile(r"^layer@(\d+)\.(?=\d+\.)")
+_DEEP_STEM = re.compile(r"(?:conv1|stem)\.3\.weight")
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def rename(tensors: Mapping[str, Tensor]) -> Renamed:
     """Bring a state dict to torchvision's names.
 
     Raises:
-        CheckpointError: Two tensors would get one name (a file with two models in it).
+        CheckpointError: Two tensors would get one name (a file with two models in it), a stage is missing, or the
+            names are those of a deep stem.
     """
     stripped: list[str] = []
     middle: dict[str, str] = {}
@@ -77,14 +80,16 @@ def rename(tensors: Mapping[str, Tensor]) -> Renamed:
         if name.rsplit(".", 1)[-1] not in BOOKKEEPING:
             middle[name] = _apply_rows(_strip(name, stripped))
     stages = _stage_numbers(middle.values())
+    _require_one_stem(middle, stages)
     result: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     for name, renamed in middle.items():
         final = _STAGED.sub(lambda match: f"layer{stages[match[1]]}.", renamed)
+        final = final.replace("layer@", "layer", 1) if final.startswith("layer@") else final
         if final in origin:
             raise CheckpointError(
-                f"the checkpoint holds {origin[final]!r} and {name!r}, both of which name {final!r}: "
-                "it has more than one model; choose one with --checkpoint-key"
+                f"the checkpoint holds {origin[final]!r} and {name!r}, both of which mean {final!r}: where it has more "
+                "than one model, choose one by its prefix: --checkpoint-key PREFIX"
             )
         origin[final], result[final] = name, tensors[name]
     return Renamed(result, origin, tuple(stripped))
@@ -107,5 +112,21 @@ def _apply_rows(name: str) -> str:
 
 def _stage_numbers(names: Iterable[str]) -> dict[str, int]:
     """Stages are numbered from 0 (timm-like), 1 (torchvision) or 2 (the paper's conv2_x): only the order matters."""
-    seen = {match[1] for name in names if (match := _STAGED.match(name))}
-    return {number: position for position, number in enumerate(sorted(seen, key=int), start=1)}
+    seen = sorted({match[1] for name in names if (match := _STAGED.match(name))}, key=int)
+    for before, after in pairwise(seen):
+        if int(after) != int(before) + 1:
+            raise CheckpointError(
+                f"the checkpoint has stages {', '.join(seen)}, and none between {before} and {after}: tensors are "
+                "missing; save the whole model.state_dict()"
+            )
+    return {number: position for position, number in enumerate(seen, start=1)}
+
+
+def _require_one_stem(middle: Mapping[str, str], stages: Mapping[str, int]) -> None:
+    """ResNet-C, -D and -S put three convolutions where ours has one; its second BatchNorm is what we call ``bn1``."""
+    deep = next((name for name, renamed in middle.items() if _DEEP_STEM.fullmatch(renamed)), None)
+    if deep and stages:
+        raise CheckpointError(
+            f"{deep}: a stem of several convolutions (ResNet-C, -D, -S and relatives), not one; "
+            "use timm:NAME with --weights"
+        )

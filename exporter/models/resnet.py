@@ -161,8 +161,8 @@ def randomise(model: ResNet, seed: int = 0) -> ResNet:
     """Give a network seeded random weights that behave like trained ones; in place, returns it.
 
     BatchNorm statistics are drawn away from 0 and 1, so that folding has something to do, and the last BatchNorm
-    of a residual branch gets a small scale: with plain He initialisation the signal's variance doubles at every
-    block, and the logits of a ResNet-152 would overflow FP16.
+    of a residual branch gets a scale that shrinks with the number of blocks: with plain He initialisation the
+    signal's variance doubles at every block, and the logits of a ResNet-152 would overflow FP16.
 
     Args:
         model: Changed in place.
@@ -174,6 +174,7 @@ def randomise(model: ResNet, seed: int = 0) -> ResNet:
         for block in model.modules()
         if isinstance(block, BasicBlock | Bottleneck)
     }
+    branch_scale = min(0.3, 1.2 / len(branch_ends) ** 0.5)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -182,7 +183,7 @@ def randomise(model: ResNet, seed: int = 0) -> ResNet:
                 if module.bias is not None:
                     module.bias.normal_(0.0, 0.05, generator=generator)
             elif isinstance(module, nn.BatchNorm2d):
-                _randomise_norm(module, 0.3 if id(module) in branch_ends else 1.0, generator)
+                _randomise_norm(module, branch_scale if id(module) in branch_ends else 1.0, generator)
     return model
 
 

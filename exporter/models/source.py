@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from calibration.preprocess import PRESETS, Preprocessing
 from exporter.models.blueprint import Blueprint
 from exporter.models.checkpoint import SUFFIXES, load_checkpoint
-from exporter.models.infer import check_state, check_tensors, infer
-from exporter.models.naming import Renamed, rename
+from exporter.models.fit import check_state, check_tensors
+from exporter.models.infer import infer
+from exporter.models.naming import BOOKKEEPING, Renamed, rename
 from exporter.models.resnet import ResNet, build_empty, build_random
 from exporter.models.variants import IMAGENET_NAMES, blueprint_for, is_variant
 from runtimes.errors import CheckpointError, ModelSourceError, ResnetExportError, UnavailableError, first_line
@@ -97,16 +99,24 @@ def load_model(model: str, options: SourceOptions | None = None) -> LoadedModel:
         return load_timm(model.removeprefix("timm:"), options)
     if path.suffix == ".onnx":
         raise ModelSourceError(f"{model} is an ONNX file already; expected a PyTorch checkpoint or a variant's name")
-    if path.is_file() or path.suffix in SUFFIXES or (path.parent != Path() and ":" not in model):
+    found = _found(path)
+    if found == "file" or path.suffix in SUFFIXES or (path.parent != Path() and ":" not in model):
         return _load_checkpoint_file(path, options)
     if is_variant(model):
         return _load_variant(model, options)
     if ":" in model:
         return load_factory(model, options)
-    if path.is_dir():
+    if model and found == "folder":
         raise ModelSourceError(f"{model} is a folder: give a checkpoint file in it, or a variant's name")
     blueprint_for(model)  # raises, with the nearest names
     raise AssertionError("unreachable: blueprint_for refuses what is_variant does not know")
+
+
+def _found(path: Path) -> str | None:
+    try:
+        return "folder" if stat.S_ISDIR(path.stat().st_mode) else "file"
+    except (OSError, ValueError):  # nothing there, or a name that no file can have
+        return None
 
 
 def _load_checkpoint_file(path: Path, options: SourceOptions) -> LoadedModel:
@@ -132,7 +142,9 @@ def _check_claims(blueprint: Blueprint, options: SourceOptions, path: Path) -> N
 
 
 def _load_variant(name: str, options: SourceOptions) -> LoadedModel:
-    blueprint = blueprint_for(name, num_classes=options.num_classes, in_channels=options.in_channels or 3)
+    blueprint = blueprint_for(
+        name, num_classes=options.num_classes, in_channels=3 if options.in_channels is None else options.in_channels
+    )
     if options.shapes_only and options.weights is None:
         return _finish(build_empty(blueprint), "variant", options, "")
     if options.weights is None:
@@ -200,8 +212,8 @@ def _load_default(blueprint: Blueprint, options: SourceOptions) -> LoadedModel:
     module = _fill(build_empty(blueprint), renamed.tensors)
     loaded = _finish(module, "variant", options, state_sha256(module), (f"torchvision weights {weights}",))
     transforms = weights.transforms()
-    contract = loaded.preprocessing.with_overrides(resize=transforms.resize_size[0])
-    return replace(loaded, preprocessing=contract)
+    resize = round(max(loaded.size) * transforms.resize_size[0] / transforms.crop_size[0])
+    return replace(loaded, preprocessing=loaded.preprocessing.with_overrides(resize=resize))
 
 
 def _notes(renamed: Renamed, wrapper: str, others: tuple[str, ...]) -> tuple[str, ...]:
@@ -215,9 +227,14 @@ def _notes(renamed: Renamed, wrapper: str, others: tuple[str, ...]) -> tuple[str
 
 
 def _fill(module: ResNet, tensors: Mapping[str, Tensor]) -> ResNet:
-    """Give a module without storage its tensors; counters that inference never reads start at zero."""
+    """Give a module without storage its tensors; counters that inference never reads start at zero.
+
+    The tensors are copied: those of a file are a view of it, and would change or vanish when training writes it anew.
+    """
     state = {
-        name: tensors[name].float() if name in tensors else torch.zeros((), dtype=torch.long)
+        name: tensors[name].detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if name in tensors
+        else torch.zeros((), dtype=torch.long)
         for name in module.state_dict()
     }
     module.load_state_dict(state, assign=True)
@@ -241,14 +258,9 @@ def fill_foreign(module: nn.Module, path: Path, key: str | None, name: str) -> t
     """
     checkpoint = load_checkpoint(path, key)
     tensors = _strip_common_prefix(checkpoint.tensors, set(module.state_dict()))
-    renamed = Renamed(tensors, {name: name for name in tensors}, ())
-    shapes = {
-        name: tuple(tensor.shape)
-        for name, tensor in module.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    wanted = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
-    check_state(shapes, Renamed(wanted, renamed.origin, ()), name)
+    wanted = {name: tensor for name, tensor in tensors.items() if name.rsplit(".", 1)[-1] not in BOOKKEEPING}
+    renamed = Renamed(wanted, {name: name for name in wanted}, ())
+    check_state(module.state_dict(), renamed, name)
     module.load_state_dict(dict(wanted), strict=False)
     return checkpoint.sha256, _notes(renamed, checkpoint.wrapper, checkpoint.others)
 

@@ -146,7 +146,8 @@ def blueprint_for(name: str, *, num_classes: int | None = None, in_channels: int
         return imagenet_blueprint(name, num_classes=classes, in_channels=in_channels)
     match = _cifar_match(name)
     if match is None:
-        near = difflib.get_close_matches(name.lower(), NAMES, n=3, cutoff=0.5)
+        begun = [known for known in NAMES if name and known.startswith(name.lower())]
+        near = (begun + difflib.get_close_matches(name.lower(), NAMES, n=3, cutoff=0.5))[:3]
         hint = f"the nearest are {', '.join(near)}" if near else f"known are {', '.join(NAMES)}"
         raise ModelSourceError(f"unknown model {name!r}: {hint}")
     options: dict[str | None, Option] = {None: "A", "a": "A", "b": "B", "c": "C"}
