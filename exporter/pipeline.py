@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import onnx
 
+from exporter.diagnose import explain_fold
 from exporter.files import Output, reserve
 from exporter.graph.capture import Captured, InputShape, capture
 from exporter.graph.check import operator_counts, structural_faults
@@ -75,6 +76,7 @@ def export_onnx(
     options: OnnxOptions | None = None,
     images: Images | None = None,
     listener: Listener | None = None,
+    earlier: Sequence[StageTime] = (),
 ) -> OnnxReport:
     """Make an ONNX file of a model, and prove that it computes the same.
 
@@ -84,6 +86,7 @@ def export_onnx(
         options: What the file is to be.
         images: Preprocessed images ``[N, C, H, W]`` float32 that every stage is compared on, beside synthetic ones.
         listener: Hears of each stage.
+        earlier: Stages that the caller has done, for the report.
 
     Returns:
         What was made, and the rows of the proof.
@@ -99,6 +102,7 @@ def export_onnx(
     with reserve(output) as target:
         job = _Job(loaded, options, listener or Listener(), shape, comparison_batches(loaded, shape, images))
         job.notes.extend(loaded.notes)
+        job.stages.extend(earlier)
         try:
             return _run(job, target)
         except ParityError as error:
@@ -147,7 +151,11 @@ def _prove_fold(job: _Job, folded: FoldResult) -> None:
     with job.stage("parity: folded") as note:
         job.chain.add("original", EagerRuntime(job.loaded.module, "original"), tolerance, job.batches)
         result = job.chain.measure("folded", EagerRuntime(folded.captured.module, "folded"), tolerance, job.batches)
-        _require(job, result)
+        try:
+            _require(job, result)
+        except ParityError as error:
+            why = explain_fold(job.loaded.module, folded.captured.module, job.batches[0].images)
+            raise ParityError(f"{error}; {why}" if why else str(error), error.rows) from None
         note.append(_worst(result))
 
 

@@ -1,4 +1,4 @@
-"""The import rules of CONTRIBUTING.md, read from the sources and tried in bare processes."""
+"""The import rules of docs/CONTRIBUTING.md, read from the sources and tried in bare processes."""
 
 from __future__ import annotations
 

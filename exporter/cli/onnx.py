@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from exporter.results import OnnxReport
+    from exporter.inputs import Images
+    from exporter.models.source import LoadedModel
+    from exporter.results import OnnxOptions, OnnxReport
 
 _EXAMPLES = """\b
 Examples:
@@ -61,18 +64,22 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     from exporter.cli.console import StageLines, stderr_console
     from exporter.cli.stdout import write_document
     from exporter.pipeline import export_onnx
+    from exporter.results import StageTime
 
     silent = given["quiet"] or given["as_json"]
     console = stderr_console()
     lines = None if silent else StageLines(console)
     try:
+        begin = time.perf_counter()
         if lines:
             lines.started("load")
         loaded, images, options = _prepare(given)
+        load = StageTime("load", time.perf_counter() - begin, _described(loaded, images))
         if lines:
             lines.close()
             lines.heading(loaded.name, "" if given["model"] == loaded.name else f" from {given['model']}")
-        report = export_onnx(loaded, given["output"], options, images, lines)
+            lines.finished(load)
+        report = export_onnx(loaded, given["output"], options, images, lines, earlier=[load])
     finally:
         if lines:
             lines.close()
@@ -84,7 +91,16 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         _show(stdout_console(), report, given["verbose"])
 
 
-def _prepare(given: dict[str, Any]) -> tuple[Any, Any, Any]:
+def _described(loaded: LoadedModel, images: Images | None) -> str:
+    parts = [f"{loaded.in_channels} x {loaded.size[0]} x {loaded.size[1]}"]
+    if loaded.blueprint is not None:
+        parts.insert(0, f"{loaded.blueprint.depth} layers, {loaded.blueprint.num_classes} classes")
+    if images is not None:
+        parts.append(f"{len(images)} images")
+    return ", ".join(parts)
+
+
+def _prepare(given: dict[str, Any]) -> tuple[LoadedModel, Images | None, OnnxOptions]:
     """The values that the pipeline takes, from the words of the command line."""
     from exporter.inputs import read_images, read_labels, with_preprocessing
     from exporter.models.source import SourceOptions, load_model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -132,7 +133,8 @@ def _load_torch(path: Path, kind: str) -> Any:
     if kind == "zip":
         _check_archive(path)
     try:
-        with torch.serialization.safe_globals(bystanders()):
+        with torch.serialization.safe_globals(bystanders()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on pickle protocols; what matters raises
             return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except pickle.UnpicklingError as error:
         raise refusal(path, error) from error

@@ -34,10 +34,12 @@ def load_timm(name: str, options: SourceOptions) -> LoadedModel:
         raise ModelSourceError(f"timm has no model {name!r}: the nearest are {', '.join(near)}")
     if options.weights is None and not options.shapes_only:
         raise ModelSourceError(f"timm:{name} needs weights: give --weights FILE, --weights random or --weights DEFAULT")
+    if options.weights == DEFAULT and not timm.is_model_pretrained(name):
+        raise ModelSourceError(f"timm has no weights for {name}: give --weights FILE or random")
     wanted = {"num_classes": options.num_classes, "in_chans": options.in_channels}
     arguments: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             module = timm.create_model(name, pretrained=options.weights == DEFAULT, **arguments)
     except Exception as error:
@@ -61,7 +63,7 @@ def load_factory(target: str, options: SourceOptions) -> LoadedModel:
         raise ModelSourceError(f"{target} has the classes that its code gives it: leave out --num-classes")
     if options.weights == DEFAULT:
         raise ModelSourceError(f"{target} has no weights to download: give --weights FILE, or leave it out")
-    with torch.random.fork_rng():  # both, because a module may be made when its file is imported
+    with torch.random.fork_rng(devices=[]):  # both, because a module may be made when its file is imported
         torch.manual_seed(options.seed)
         factory = _imported(target, module_name, attribute)
         module = factory if isinstance(factory, nn.Module) else _called(target, factory, options.seed)
