@@ -120,7 +120,7 @@ def _run(job: _Job, target: Output) -> OnnxReport:
         folded = fold(captured)
         note.append(f"{len(folded.rows)} BatchNorms folded" + (f", {len(folded.refused)} kept" * bool(folded.refused)))
         job.notes.extend(f"{row.norm} is not folded: {row.reason}" for row in folded.refused)
-    _prove_fold(job, folded)
+    _prove_fold(job, captured, folded)
     candidate = _export(job, folded)
     simplified = _simplify(job, folded, candidate) if job.options.simplify else None
     final = simplified or candidate
@@ -146,7 +146,7 @@ def _classes(captured: Captured) -> int:
     return int(value.shape[1])
 
 
-def _prove_fold(job: _Job, folded: FoldResult) -> None:
+def _prove_fold(job: _Job, captured: Captured, folded: FoldResult) -> None:
     tolerance = tolerance_for("eager", "fp32")
     with job.stage("parity: folded") as note:
         job.chain.add("original", EagerRuntime(job.loaded.module, "original"), tolerance, job.batches)
@@ -154,7 +154,7 @@ def _prove_fold(job: _Job, folded: FoldResult) -> None:
         try:
             _require(job, result)
         except ParityError as error:
-            why = explain_fold(job.loaded.module, folded.captured.module, job.batches[0].images)
+            why = explain_fold(captured, folded.captured, job.batches[0].images)
             raise ParityError(f"{error}; {why}" if why else str(error), error.rows) from None
         note.append(_worst(result))
 
