@@ -6,17 +6,21 @@ attribute under its own path. Folding and both ONNX exporters start from it; the
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
+import contextlib
+import io
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from exporter.graph.quiet import quiet
 from runtimes.errors import GraphError, first_line
 
 #: Two images: with one, torch.export would take the batch for a constant of the network.
 _TRACED_BATCH = 2
+_EXPECTED_OUTPUT = "expected one float tensor, the logits [N, classes]: wrap it so that it returns only them"
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,29 @@ def capture(module: nn.Module, shape: InputShape) -> Captured:
         shape: Its input.
 
     Raises:
-        GraphError: ``torch.export`` cannot trace it for this shape, or the output is not ``[N, classes]``.
+        GraphError: The module is in training mode, ``torch.export`` cannot trace it for this shape, or the output
+            is not ``[N, classes]``.
     """
+    _refuse_training(module)
     program = trace(module, shape)
+    structure = program.call_spec.out_spec
+    if structure is None or not structure.is_leaf():
+        kind = "nothing" if structure is None else f"a {structure.type.__name__}"
+        raise GraphError(f"the network returns {kind}; {_EXPECTED_OUTPUT}")
     flat = program.module(check_guards=False)
     captured = Captured(rebuild(flat), shape)
     _check_output(captured)
+    if shape.dynamic_size:
+        _refuse_fixed_size(captured)
     return captured
+
+
+def _refuse_training(module: nn.Module) -> None:
+    """Traced as it is, a BatchNorm in training mode would update the statistics of the caller's module."""
+    for path, part in module.named_modules():
+        if part.training:
+            culprit = f"module '{path}'" if path else "the network"
+            raise GraphError(f"{culprit} is in training mode: call .eval()")
 
 
 def trace(module: nn.Module, shape: InputShape) -> torch.export.ExportedProgram:
@@ -95,8 +115,8 @@ def trace(module: nn.Module, shape: InputShape) -> torch.export.ExportedProgram:
     """
     free = shape.dynamic_dimensions()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        # Where the graph breaks off, torch prints what it had so far: the first line of its reason says more.
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
             return torch.export.export(module, (shape.example(),), dynamic_shapes=(free,), strict=False)
     except Exception as error:  # torch.export passes on whatever the module raised
         raise GraphError(_explain(error, shape)) from error
@@ -109,9 +129,14 @@ def _explain(error: Exception, shape: InputShape) -> str:
         return f"the network cannot take {shape.height}x{shape.width} images ({first}): give a larger --input-size"
     if "channels" in text and "expected input" in text:
         return f"the network does not take {shape.channels} channels ({first}): give --in-channels"
+    if "data-dependent" in text:
+        return (
+            f"the network's path depends on the values in the image ({first}), and a graph has one path: "
+            "write the choice with torch.where"
+        )
     if "onstraint" in text or "specializ" in text:
-        which = "--batch N" if not shape.dynamic_size else "--batch N, or no --dynamic-size"
-        return f"the network fixes a dimension that was asked to be free ({first}): give {which}"
+        free = ["--batch N"] * (shape.batch is None) + ["no --dynamic-size"] * shape.dynamic_size
+        return f"the network fixes a dimension that was asked to be free ({first}): give {' or '.join(free)}"
     return f"torch.export cannot capture this network for {shape}: {first}"
 
 
@@ -129,14 +154,35 @@ def rebuild(flat: fx.GraphModule) -> fx.GraphModule:
 
 
 def _check_output(captured: Captured) -> None:
-    result = next(node for node in captured.module.graph.nodes if node.op == "output").args[0]
-    results = result if isinstance(result, list | tuple) else (result,)
-    value = results[0].meta.get("val") if len(results) == 1 and isinstance(results[0], fx.Node) else None
-    if not isinstance(value, Tensor) or value.dim() != 2:
-        got = f"a tensor of {value.dim()} dimensions" if isinstance(value, Tensor) else f"{len(results)} values"
+    nodes = captured.module.graph.nodes
+    result = next(node for node in nodes if node.op == "output").args[0]
+    image = next(node for node in nodes if node.op == "placeholder").meta["val"]  # [N, C, H, W]
+    (value,) = result if isinstance(result, list | tuple) else (result,)
+    logits = value.meta.get("val") if isinstance(value, fx.Node) else None
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
+        got = f"{logits.dtype} of {logits.dim()} dimensions" if isinstance(logits, Tensor) else "no tensor"
+        raise GraphError(f"the network returns {got}; {_EXPECTED_OUTPUT}")
+    # As text: comparing two free dimensions would make torch assume that they are equal.
+    if str(logits.shape[0]) != str(image.shape[0]) or not isinstance(logits.shape[1], int):
+        shown = [str(size) for size in logits.shape]
         raise GraphError(
-            f"the network returns {got}; expected logits [N, classes]: wrap it so that it returns only them"
+            f"the network returns [{', '.join(shown)}] for {image.shape[0]} images; expected one row of a fixed number "
+            "of logits for each image: give --batch N and no --dynamic-size, or mend its last reshape"
         )
+
+
+def _refuse_fixed_size(captured: Captured) -> None:
+    """torch.export takes ``H * W == 64`` for a condition on free sizes: only another size shows that they are not."""
+    shape = captured.shape
+    other = replace(shape, height=shape.height + 32, width=shape.width + 64)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():  # shapes only: nothing is computed
+            captured.module(other.example())
+    except Exception as error:  # whatever the operator at hand raises for a shape that it does not take
+        raise GraphError(
+            f"the network takes {shape.height}x{shape.width} images and not {other.height}x{other.width} "
+            f"({first_line(error)}): give no --dynamic-size"
+        ) from error
 
 
 def module_path(node: fx.Node) -> str:

@@ -82,7 +82,8 @@ def _reduce(node: onnx.NodeProto, constants: _Constants) -> bool:
         if node.input[1] not in constants:
             return False
         axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
-        node.attribute.append(helper.make_attribute("axes", axes))
+        if axes:  # none: all of them, before and after
+            node.attribute.append(helper.make_attribute("axes", axes))
     del node.input[1:]
     _drop_attribute(node, "noop_with_empty_axes")
     return True
@@ -108,12 +109,9 @@ def _batch_normalization(node: onnx.NodeProto, constants: _Constants) -> bool:
 
 
 def _split(node: onnx.NodeProto, constants: _Constants) -> bool:
-    """Opset 18 brought ``num_outputs``; with the sizes given, or an even split, it says nothing new."""
+    """Opset 18 brought ``num_outputs``, which alone allows an uneven last part; with the sizes given it is absent."""
     del constants
-    if len(node.input) < 2 or not node.input[1]:
-        return False
-    _drop_attribute(node, "num_outputs")
-    return True
+    return len(node.input) > 1 and bool(node.input[1])
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: object) -> object:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import onnx
@@ -15,10 +11,13 @@ import torch
 from exporter.graph.capture import Captured, trace
 from exporter.graph.names import rename_nodes
 from exporter.graph.opset import EXPORTER_OLDEST, canonicalise, convert
+from exporter.graph.quiet import quiet
 from runtimes.errors import GraphError, first_line
 
 Exporter = Literal["torch.export", "torchscript"]
 INPUT_NAME, OUTPUT_NAME = "input", "logits"
+# While the exporter is at work: no parameter has these names, and one may well be called "logits".
+_DRAFT_INPUT, _DRAFT_OUTPUT = "__input__", "__logits__"
 
 
 def export(captured: Captured, opset: int, exporter: Exporter) -> onnx.ModelProto:
@@ -55,8 +54,8 @@ def _by_torch_export(captured: Captured, opset: int) -> onnx.ModelProto:
         (),
         dynamo=True,
         opset_version=max(opset, EXPORTER_OLDEST),
-        input_names=[INPUT_NAME],
-        output_names=[OUTPUT_NAME],
+        input_names=[_DRAFT_INPUT],
+        output_names=[_DRAFT_OUTPUT],
         verbose=False,
     )
     if program is None:
@@ -76,9 +75,9 @@ def _by_torchscript(captured: Captured, opset: int) -> onnx.ModelProto:
         buffer,
         dynamo=False,
         opset_version=min(opset, EXPORTER_OLDEST),
-        input_names=[INPUT_NAME],
-        output_names=[OUTPUT_NAME],
-        dynamic_axes={INPUT_NAME: names, OUTPUT_NAME: {0: "batch"} if captured.shape.batch is None else {}},
+        input_names=[_DRAFT_INPUT],
+        output_names=[_DRAFT_OUTPUT],
+        dynamic_axes={_DRAFT_INPUT: names, _DRAFT_OUTPUT: {0: "batch"} if captured.shape.batch is None else {}},
     )
     model: onnx.ModelProto = onnx.ModelProto.FromString(buffer.getvalue())
     _inline_identities(model.graph)
@@ -100,19 +99,3 @@ def _inline_identities(graph: onnx.GraphProto) -> None:
             node.input[index] = source.get(name, name)
     del graph.node[:]
     graph.node.extend(copies)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch's and onnxscript's notices off the terminal; failures still raise."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

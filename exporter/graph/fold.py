@@ -15,6 +15,7 @@ BatchNorm is in exactly one row of the result, folded or refused.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -204,9 +205,10 @@ class _Folded:
 
     @property
     def problem(self) -> str | None:
-        if not (self.weight.isfinite().all() and self.bias.isfinite().all()):
-            return f"folded weights overflow {str(self.weight.dtype).removeprefix('torch.')} (variance + eps is ~0)"
-        return None
+        if self.weight.isfinite().all() and self.bias.isfinite().all():
+            return None
+        dtype = str(self.weight.dtype).removeprefix("torch.")
+        return f"its folded weights are not finite in {dtype}: variance + eps is ~0, or the checkpoint holds NaN or Inf"
 
 
 def _folded_tensors(module: fx.GraphModule, norm: fx.Node) -> _Folded:
@@ -227,7 +229,7 @@ def _folded_tensors(module: fx.GraphModule, norm: fx.Node) -> _Folded:
     mean = exact(norm.args[3], 0.0, variance)
     bias = exact(source.args[2] if len(source.args) > 2 else None, 0.0, variance)
     eps = norm.args[7]
-    assert isinstance(eps, float)
+    assert isinstance(eps, float | int)
 
     scale = gamma * torch.rsqrt(variance + eps)
     axis = 1 if source.target in _TRANSPOSED else 0
@@ -262,8 +264,7 @@ def _rewrite(module: fx.GraphModule, norm: fx.Node, folded: _Folded) -> None:
     owner, _, name = str(weight.target).rpartition(".")
     holder = module.get_submodule(owner)
     setattr(holder, name, nn.Parameter(folded.weight, requires_grad=False))
-    # The old bias may be shared with another layer, so the new one is a tensor of its own.
-    bias_name = "bias" if getattr(holder, "bias", None) is None or _sole_reader(source) else "folded_bias"
+    bias_name = _bias_name(holder, owner, source)
     setattr(holder, bias_name, nn.Parameter(folded.bias, requires_grad=False))
     with module.graph.inserting_before(source):
         bias = module.graph.get_attr(f"{owner}.{bias_name}" if owner else bias_name)
@@ -272,6 +273,10 @@ def _rewrite(module: fx.GraphModule, norm: fx.Node, folded: _Folded) -> None:
     module.graph.erase_node(norm)
 
 
-def _sole_reader(source: fx.Node) -> bool:
-    bias = source.args[2] if len(source.args) > 2 else None
-    return isinstance(bias, fx.Node) and len(bias.users) == 1
+def _bias_name(holder: nn.Module, owner: str, source: fx.Node) -> str:
+    """``bias`` where it is free or the layer's own, else a new name: the old one may have other readers."""
+    old = source.args[2] if len(source.args) > 2 else None
+    if isinstance(old, fx.Node) and old.target == (f"{owner}.bias" if owner else "bias") and len(old.users) == 1:
+        return "bias"
+    names = chain(("bias", "folded_bias"), (f"folded_bias_{number}" for number in count(1)))
+    return next(name for name in names if not hasattr(holder, name))

@@ -23,13 +23,15 @@ def rename_nodes(model: onnx.ModelProto, input_name: str = "input", output_name:
     """Name every node and tensor of an exporter's graph, in place, and drop the exporter's own annotations.
 
     Args:
-        model: Straight from either exporter.
+        model: Straight from either exporter, with an input and an output that share their names with no parameter.
         input_name: Name of the graph's one input.
         output_name: Name of its one output.
     """
     graph = model.graph
     taken = {tensor.name for tensor in graph.initializer}
     renamed = {graph.input[0].name: input_name, graph.output[0].name: output_name}
+    for name in taken & {input_name, output_name}:  # parameters that happen to be called like one of the two
+        renamed[name] = _unique(f"{name}.value", taken)
     names: set[str] = set()
     owner = ""
     for node in graph.node:
@@ -88,7 +90,7 @@ def _apply(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
         for field in (node.input, node.output):
             for index, name in enumerate(field):
                 field[index] = renamed.get(name, name)
-    for value in (*graph.input, *graph.output, *graph.value_info):
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.name = renamed.get(value.name, value.name)
 
 

@@ -51,14 +51,14 @@ def canonicalise(model: onnx.ModelProto) -> None:
             _replace(node, "GlobalAveragePool", node.input[:1])
         if node.op_type == "GlobalAveragePool":
             pooled.add(node.output[0])
-        if _is_flatten(node, pooled, constants):
+        if _is_flatten(node, pooled, shapes, constants):
             _replace(node, "Flatten", node.input[:1], axis=1)
     drop_unread(model.graph)
 
 
 def inferred_shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     """Shape of every tensor that can be inferred; ``None`` for a free dimension. Weights are not copied for it."""
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     return {
         value.name: [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.value_info, *inferred.input, *inferred.output)
@@ -77,12 +77,21 @@ def _is_global_mean(
     return axes is not None and attributes.get("keepdims", 1) == 1 and {axis % 4 for axis in axes} == {2, 3}
 
 
-def _is_flatten(node: onnx.NodeProto, pooled: set[str], constants: dict[str, TensorProto]) -> bool:
-    """A reshape of ``[N, C, 1, 1]`` to two dimensions of which the second is fixed can only be ``[N, C]``."""
+def _is_flatten(
+    node: onnx.NodeProto,
+    pooled: set[str],
+    shapes: dict[str, list[int | None]],
+    constants: dict[str, TensorProto],
+) -> bool:
+    """A reshape of ``[N, C, 1, 1]`` to two dimensions of which one is surely its own can only be ``[N, C]``."""
     if node.op_type != "Reshape" or node.input[0] not in pooled or node.input[1] not in constants:
         return False
-    target = numpy_helper.to_array(constants[node.input[1]])
-    return target.shape == (2,) and bool(target[1] > 0 or target[1] == -1)
+    target = numpy_helper.to_array(constants[node.input[1]]).tolist()
+    batch, channels = (shapes.get(node.input[0]) or [None, None])[:2]
+    if len(target) != 2:
+        return False
+    copies_batch = target[0] == 0 and not any(item.name == "allowzero" and item.i for item in node.attribute)
+    return copies_batch or target[0] == (batch or "free") or target[1] == (channels or "free")
 
 
 def _replace(node: onnx.NodeProto, op_type: str, inputs: list[str], **attributes: int) -> None:
@@ -134,7 +143,7 @@ def _is_heavy(tensor: TensorProto) -> bool:
     return len(tensor.raw_data) > _STUB_BYTES
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which large constants are graph inputs; the original's bytes are not copied on the way."""
     graph = model.graph
     light = onnx.ModelProto()

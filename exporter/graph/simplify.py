@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from exporter.graph.export import quiet
 from exporter.graph.opset import drop_unread
+from exporter.graph.quiet import quiet
 from runtimes.errors import first_line
 
 
@@ -42,11 +42,12 @@ def simplify(model: onnx.ModelProto) -> Simplified:
     try:
         with quiet():
             simplified, _ = onnxsim.simplify(model, check_n=0)
+        broken = _interface_change(model.graph, simplified.graph)
     except Exception as error:  # noqa: BLE001  (a failing simplifier must not cost the user the file)
         return Simplified(None, {}, f"onnxsim failed: {first_line(error)}")
-    broken = _interface_change(model.graph, simplified.graph)
     if broken:
         return Simplified(None, {}, broken)
+    _restore_names(model.graph, simplified.graph)
     _restore_interface(model, simplified)
     before = Counter(node.op_type for node in model.graph.node)
     after = Counter(node.op_type for node in simplified.graph.node)
@@ -60,6 +61,25 @@ def _interface_change(before: onnx.GraphProto, after: onnx.GraphProto) -> str:
     if any(not node.name for node in after.node):
         return "onnxsim dropped node names"
     return ""
+
+
+def _restore_names(before: onnx.GraphProto, after: onnx.GraphProto) -> None:
+    """A node that onnxsim made takes the name, a module path, of the one that fed its reader before."""
+    old = {node.name for node in before.node}
+    fed = {(node.name, index): name for node in before.node for index, name in enumerate(node.input)}
+    made = {node.output[0]: node for node in after.node if node.name not in old}
+    taken = {node.name for node in after.node} | {name for node in after.node for name in node.output}
+    renamed: dict[str, str] = {}
+    for node in reversed(after.node):  # readers first: their own names are settled by then
+        for index, name in enumerate(node.input):
+            wanted = fed.get((node.name, index), "")
+            if name in made and wanted in old - taken:
+                made.pop(name).name = renamed[name] = wanted
+                taken.add(wanted)
+    for node in after.node:
+        for values in (node.input, node.output):
+            for index, name in enumerate(values):
+                values[index] = renamed.get(name, name)
 
 
 def _restore_interface(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
