@@ -73,6 +73,13 @@ class Captured:
     module: fx.GraphModule
     shape: InputShape
 
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        result = next(node for node in self.module.graph.nodes if node.op == "output").args[0]
+        value = (result[0] if isinstance(result, list | tuple) else result).meta["val"]  # [N, classes]
+        return int(value.shape[1])
+
 
 def capture(module: nn.Module, shape: InputShape) -> Captured:
     """Trace a module into a flat graph.

@@ -132,3 +132,15 @@ def test_operators_are_counted_with_the_most_frequent_first() -> None:
     model = sound()
     model.graph.node.append(helper.make_node("Relu", ["pool"], ["again"], name="again"))
     assert next(iter(operator_counts(model).items())) == ("Relu", 2)
+
+
+def test_other_names_types_and_classes_are_faults() -> None:
+    assert faults(lambda model: setattr(model.graph.input[0].type.tensor_type, "elem_type", TensorProto.FLOAT16))[
+        -1
+    ] == ("its input is FLOAT16, expected FLOAT")
+    model = sound()
+    assert structural_faults(model, SHAPE, 17, 1, classes=4) == ["its output has 3 logits, expected 4"]
+    assert structural_faults(model, SHAPE, 17, 1, classes=3) == []
+    renamed = sound()
+    renamed.graph.output[0].name = renamed.graph.node[-1].output[0] = "scores"
+    assert structural_faults(renamed, SHAPE, 17, 1) == ["its 'logits' is called 'scores'"]
