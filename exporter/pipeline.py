@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 
 from exporter.diagnose import explain_fold
@@ -24,7 +25,8 @@ from exporter.graph.check import operator_counts, structural_faults
 from exporter.graph.export import Exporter, export
 from exporter.graph.fold import FoldResult, fold
 from exporter.graph.metadata import tool_versions, write_metadata
-from exporter.graph.precision import to_fp16
+from exporter.graph.peaks import with_peaks
+from exporter.graph.precision import FP16_MAX, to_fp16
 from exporter.graph.simplify import simplify
 from exporter.inputs import Images, comparison_batches
 from exporter.models.source import LoadedModel
@@ -251,6 +253,8 @@ def _simplify(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidat
 
 
 def _halve(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidate:
+    with job.stage("fp16 range") as note:
+        note.append(_check_range(job, candidate))
     with job.stage("fp16") as note:
         half = to_fp16(candidate.model, keep_io=not job.options.fp16_io)
         note.append(f"weights rounded by at most {half.worst_relative:.1e}")
@@ -262,6 +266,24 @@ def _halve(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidate:
         _require(job, result)
         note.append(_worst(result))
     return candidate._replace(model=half.model, data=data)
+
+
+def _check_range(job: _Job, candidate: _Candidate) -> str:
+    """Refuse a network whose activations FP16 cannot hold: no CPU kernel would show it, and every device would."""
+    probe = with_peaks(candidate.model)
+    with OrtRuntime(probe.model.SerializeToString(), "fp16 range") as runtime:
+        peaks = np.concatenate([batch.run(runtime) for batch in job.batches]).max(axis=0)
+    # -Inf pads a MaxPool, and FP16 has it too; what the network itself makes infinite, parity finds.
+    beyond = np.flatnonzero(np.isfinite(peaks) & (peaks > FP16_MAX))
+    if beyond.size:
+        first = int(beyond[0])
+        raise ParityError(
+            f"stage 'fp16': {probe.tensors[first]} reaches {peaks[first]:.3g}, and FP16 ends at {FP16_MAX:g}: "
+            "it would be Inf on a device; export --precision fp32, or build the engine with BF16",
+            [row.to_json() for row in job.chain.rows],
+        )
+    largest = int(np.where(np.isfinite(peaks), peaks, 0).argmax())
+    return f"largest activation {peaks[largest]:.3g} in {probe.tensors[largest]}"
 
 
 def _report_merged(job: _Job, folded: FoldResult, final: _Candidate) -> None:

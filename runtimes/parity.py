@@ -76,7 +76,7 @@ class ParityRow:
         inputs: ``"synthetic"`` or ``"images"``.
         batch: Images per run.
         n: Images in all.
-        max_abs, mean_abs, max_ulp, sqnr_db, cosine, top1_agreement: As in
+        max_abs, mean_abs, max_ulp, sqnr_db, decision_sqnr_db, cosine, top1_agreement: As in
             :class:`runtimes.statistics.DifferenceStatistics`, in logits where there is a unit.
         worst_sample: Index of the image that differs most, or of the first one with NaN or Inf.
         tolerance: The bounds and their reason.
@@ -94,6 +94,7 @@ class ParityRow:
     mean_abs: float | None
     max_ulp: float | None
     sqnr_db: float
+    decision_sqnr_db: float
     cosine: float
     top1_agreement: float
     worst_sample: int
@@ -265,6 +266,7 @@ def compare_stage(
         mean_abs=stats.mean_abs,
         max_ulp=stats.max_ulp,
         sqnr_db=stats.sqnr_db,
+        decision_sqnr_db=stats.decision_sqnr_db,
         cosine=stats.cosine,
         top1_agreement=stats.top1_agreement,
         worst_sample=stats.worst_row,

@@ -6,6 +6,12 @@ With the reference :math:`r` as the signal and the candidate :math:`c`, over all
     cosine = Σ r·c / ( √Σr² · √Σc² )
     ULP    = max|r − c| / spacing(max|r|)           float32 steps of the largest reference magnitude
 
+What all classes of a row share, and what a class has in every row, decides nothing: a large constant in the logits
+would count as signal and hide any fault. So a second ratio keeps of the signal only what decides, ``d``: ``r`` less the
+mean of its row and, from two rows on, less the mean of its class::
+
+    decision SQNR = 10 · log10( Σ d² / Σ (r − c)² )
+
 Everything is summed in float64. An :class:`Accumulator` holds a dozen numbers however many rows it has
 seen, and two of them merge: a stream, or many processes, need no other code than one array does.
 """
@@ -45,6 +51,8 @@ class DifferenceStatistics:
         max_ulp: ``max_abs`` in float32 steps (ULP) at the reference's largest magnitude.
         sqnr_db: Signal to noise ratio in decibels, the reference being the signal, within ±300: 300 for
             identical sides, −300 for a reference that is all zero and a candidate that is not.
+        decision_sqnr_db: The same with only what decides as the signal: see the module. A single class has no
+            row mean to take off.
         cosine: Cosine of the angle between both sides as vectors, in [−1, 1]; 1 where both are all zero,
             0 where one is.
         top1_agreement: Fraction of rows, in [0, 1], whose largest element has the same index on both sides
@@ -59,6 +67,7 @@ class DifferenceStatistics:
     max_rel: float | None
     max_ulp: float | None
     sqnr_db: float
+    decision_sqnr_db: float
     cosine: float
     top1_agreement: float
     worst_row: int
@@ -82,6 +91,9 @@ class Accumulator:
         self._largest_reference = self._largest_error = 0.0
         self._worst_row = 0
         self._first_bad_row: int | None = None
+        self._finite_rows = 0
+        self._centred = 0.0
+        self._class_sums: _Doubles | None = None
 
     def update(self, reference: npt.NDArray[Any], candidate: npt.NDArray[Any]) -> None:
         """Take in rows of both sides.
@@ -119,6 +131,9 @@ class Accumulator:
             self._largest_error = other._largest_error
             self._worst_row = self._rows + other._worst_row
         self._largest_reference = max(self._largest_reference, other._largest_reference)
+        self._finite_rows += other._finite_rows
+        self._centred += other._centred
+        self._add_class_sums(other._class_sums)
         self._signal += other._signal
         self._energy += other._energy
         self._dot += other._dot
@@ -145,6 +160,7 @@ class Accumulator:
                 max_rel=None,
                 max_ulp=None,
                 sqnr_db=-SQNR_CAP_DB,
+                decision_sqnr_db=-SQNR_CAP_DB,
                 cosine=0.0,
                 top1_agreement=agreement,
                 worst_row=self._first_bad_row,
@@ -156,7 +172,8 @@ class Accumulator:
             mean_abs=self._absolute / (self._rows * self._classes),
             max_rel=_ratio(self._largest_error, self._largest_reference),
             max_ulp=self._largest_error / _float32_step(self._largest_reference),
-            sqnr_db=self._sqnr_db(),
+            sqnr_db=self._sqnr_db(self._signal),
+            decision_sqnr_db=self._sqnr_db(self._deciding()),
             cosine=self._cosine(),
             top1_agreement=agreement,
             worst_row=self._worst_row,
@@ -170,6 +187,10 @@ class Accumulator:
             self._largest_error = float(per_row[worst])
             self._worst_row = self._rows + worst
         self._largest_reference = max(self._largest_reference, float(np.abs(reference).max()))
+        centred = reference - reference.mean(axis=1, keepdims=True) if reference.shape[1] > 1 else reference
+        self._finite_rows += len(reference)
+        self._centred += float(np.square(centred).sum())
+        self._add_class_sums(centred.sum(axis=0))
         self._signal += float(np.square(reference).sum())
         self._energy += float(np.square(candidate).sum())
         self._dot += float((reference * candidate).sum())
@@ -182,15 +203,27 @@ class Accumulator:
             raise TensorError(f"received rows of {classes} classes, expected {self._classes} as before")
         self._classes = classes
 
-    def _sqnr_db(self) -> float:
+    def _add_class_sums(self, sums: _Doubles | None) -> None:
+        if sums is not None:
+            self._class_sums = sums if self._class_sums is None else self._class_sums + sums
+
+    def _deciding(self) -> float:
+        """Σ d²: from two rows on Σ c² − n·|mean over rows|² of the row-centred c."""
+        if self._finite_rows < 2 or self._class_sums is None:
+            return self._centred
+        left = self._centred - float(np.square(self._class_sums).sum()) / self._finite_rows
+        # Below the rounding of the two sums there is no variation, only their noise.
+        return left if left > 1e-13 * self._centred else 0.0
+
+    def _sqnr_db(self, signal: float) -> float:
         if self._largest_error == 0.0:
             return SQNR_CAP_DB
-        if self._signal == 0.0:
+        if signal == 0.0:
             return -SQNR_CAP_DB
         if self._noise == 0.0:  # differences so small that their squares vanish in float64
             return SQNR_CAP_DB
         # Two logarithms: the quotient itself could overflow.
-        decibels = 10.0 * (math.log10(self._signal) - math.log10(self._noise))
+        decibels = 10.0 * (math.log10(signal) - math.log10(self._noise))
         return min(max(decibels, -SQNR_CAP_DB), SQNR_CAP_DB)
 
     def _cosine(self) -> float:

@@ -14,6 +14,7 @@ import onnx
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CLASSES = "pkg.torch.onnx.class_hierarchy"
+_NO_SCOPE = "_empty_nn_module_stack"  # torch 2.14 and before, for operators of no module
 _COUNTER = re.compile(r"_+\d*$")
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 DIMENSIONS = ("batch", "channels", "height", "width")
@@ -64,6 +65,8 @@ def _base_name(node: onnx.NodeProto, owner: str) -> str:
     scopes = ast.literal_eval(properties[_SCOPES])
     classes = ast.literal_eval(properties.get(_CLASSES, "[]"))
     path, operator = scopes[-2] if len(scopes) > 1 else "", _COUNTER.sub("", scopes[-1])
+    if path.startswith(_NO_SCOPE):
+        path = ""
     layer = classes[-2] if len(classes) > 1 else ""
     if path and layer.startswith("torch.nn.modules.") and ".container." not in layer:
         return str(path)

@@ -7,6 +7,8 @@ opset 1, and are what INT8 placement and older TensorRT parsers know.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import onnx
 import onnx.defs
 from onnx import TensorProto, helper, numpy_helper
@@ -43,16 +45,21 @@ def canonicalise(model: onnx.ModelProto) -> None:
 
     Requires: named nodes. Ensures: same outputs for every input; constants that lost their reader are gone.
     """
-    shapes = inferred_shapes(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    facts = _Facts(inferred_shapes(model), constants, producers)
     pooled: set[str] = set()
-    for node in model.graph.node:
-        if _is_global_mean(node, shapes, constants):
+    for node in list(model.graph.node):
+        if _is_global_mean(node, facts):
+            if not _keeps_dimensions(node):
+                _split_flattening_mean(model.graph, node)
+                continue
             _replace(node, "GlobalAveragePool", node.input[:1])
         if node.op_type == "GlobalAveragePool":
             pooled.add(node.output[0])
-        if _is_flatten(node, pooled, shapes, constants):
+        if _is_flatten(node, pooled, facts):
             _replace(node, "Flatten", node.input[:1], axis=1)
+    _drop_dead_nodes(model.graph)
     drop_unread(model.graph)
 
 
@@ -65,33 +72,57 @@ def inferred_shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
     }
 
 
-def _is_global_mean(
-    node: onnx.NodeProto, shapes: dict[str, list[int | None]], constants: dict[str, TensorProto]
-) -> bool:
-    if node.op_type != "ReduceMean" or len(shapes.get(node.input[0], ())) != 4:
+class _Facts(NamedTuple):
+    """What is known about a graph's tensors, by name."""
+
+    shapes: dict[str, list[int | None]]
+    constants: dict[str, TensorProto]
+    producers: dict[str, onnx.NodeProto]
+
+
+def _is_global_mean(node: onnx.NodeProto, facts: _Facts) -> bool:
+    if node.op_type != "ReduceMean" or len(facts.shapes.get(node.input[0], ())) != 4:
         return False
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     axes = attributes.get("axes")
-    if axes is None and len(node.input) > 1 and node.input[1] in constants:
-        axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
-    return axes is not None and attributes.get("keepdims", 1) == 1 and {axis % 4 for axis in axes} == {2, 3}
+    if axes is None and len(node.input) > 1 and node.input[1] in facts.constants:
+        axes = numpy_helper.to_array(facts.constants[node.input[1]]).tolist()
+    return axes is not None and {axis % 4 for axis in axes} == {2, 3}
 
 
-def _is_flatten(
-    node: onnx.NodeProto,
-    pooled: set[str],
-    shapes: dict[str, list[int | None]],
-    constants: dict[str, TensorProto],
-) -> bool:
+def _keeps_dimensions(node: onnx.NodeProto) -> bool:
+    return all(item.i == 1 for item in node.attribute if item.name == "keepdims")
+
+
+def _split_flattening_mean(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    """``x.mean((2, 3))`` -> GlobalAveragePool, Flatten; the second keeps the node's name and output."""
+    pool = helper.make_node("GlobalAveragePool", node.input[:1], [f"{node.name}.pool"], name=f"{node.name}.pool")
+    position = next(index for index, each in enumerate(graph.node) if each.name == node.name)
+    graph.node.insert(position, pool)
+    _replace(graph.node[position + 1], "Flatten", [pool.output[0]], axis=1)
+
+
+def _is_flatten(node: onnx.NodeProto, pooled: set[str], facts: _Facts) -> bool:
     """A reshape of ``[N, C, 1, 1]`` to two dimensions of which one is surely its own can only be ``[N, C]``."""
-    if node.op_type != "Reshape" or node.input[0] not in pooled or node.input[1] not in constants:
+    if node.op_type != "Reshape" or node.input[0] not in pooled:
         return False
-    target = numpy_helper.to_array(constants[node.input[1]]).tolist()
-    batch, channels = (shapes.get(node.input[0]) or [None, None])[:2]
+    target = _target(node.input[1], facts)
+    batch, channels = (facts.shapes.get(node.input[0]) or [None, None])[:2]
     if len(target) != 2:
         return False
     copies_batch = target[0] == 0 and not any(item.name == "allowzero" and item.i for item in node.attribute)
     return copies_batch or target[0] == (batch or "free") or target[1] == (channels or "free")
+
+
+def _target(name: str, facts: _Facts) -> list[int | None]:
+    """What a reshape is asked for; ``None`` for a size that is only known when the graph runs."""
+    if name in facts.constants:
+        values: list[int | None] = numpy_helper.to_array(facts.constants[name]).tolist()
+        return values
+    producer = facts.producers.get(name)
+    if producer is not None and producer.op_type == "Concat":
+        return [size for part in producer.input for size in _target(part, facts)]
+    return [None] * ((facts.shapes.get(name) or [None])[0] or 0)
 
 
 def _replace(node: onnx.NodeProto, op_type: str, inputs: list[str], **attributes: int) -> None:
@@ -100,6 +131,20 @@ def _replace(node: onnx.NodeProto, op_type: str, inputs: list[str], **attributes
     del node.input[:], node.attribute[:]
     node.input.extend(kept)
     node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+
+
+def _drop_dead_nodes(graph: onnx.GraphProto) -> None:
+    """Remove nodes that nothing reads any more, such as those that computed a reshape's target."""
+    wanted = {value.name for value in graph.output}
+    dead = []
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if wanted.isdisjoint(node.output):
+            dead.append(index)
+        else:
+            wanted.update(node.input)
+    for index in dead:  # the last one first, so that the indices before it stay what they are
+        del graph.node[index]
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:

@@ -16,7 +16,7 @@ from onnx import AttributeProto, TensorProto, defs, helper, numpy_helper
 from exporter.graph.opset import opset_of, without_weights
 from runtimes.errors import GraphError, first_line
 
-_FP16_MAX = float(np.finfo(np.float16).max)
+FP16_MAX = float(np.finfo(np.float16).max)
 _INPUT_CAST, _OUTPUT_CAST = "input_to_fp16", "logits_to_fp32"
 # Attributes of these name an element type; the other operators of a residual network have none.
 _TYPE_ATTRIBUTES = {"Cast": "to", "ConstantOfShape": "value", "Constant": "value"}
@@ -107,8 +107,8 @@ def _require_fp16(model: onnx.ModelProto, kept: set[str]) -> None:
 
 def _round(values: np.ndarray, name: str) -> np.ndarray:
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))  # FP16 has Inf: a MaxPool is padded with it
-    if largest > _FP16_MAX:
-        raise GraphError(f"{name} has a value of {largest:g}, and FP16 ends at {_FP16_MAX:g}: {_NEXT_STEP}")
+    if largest > FP16_MAX:
+        raise GraphError(f"{name} has a value of {largest:g}, and FP16 ends at {FP16_MAX:g}: {_NEXT_STEP}")
     return values.astype(np.float16)
 
 
