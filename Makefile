@@ -36,7 +36,7 @@ test: $(VENV)/.dev ## The test suite: no network, no GPU
 test-all: $(VENV)/.dev ## The same with the slow proofs
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not gpu'
 
-test-gpu: $(VENV)/.dev ## What needs a CUDA device
+test-gpu: $(VENV)/.dev ## What needs a CUDA device; skipped, never passed, without one
 	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.dev ## ruff and mypy --strict

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from runtimes.errors import InputError, ResnetExportError, UnavailableError
@@ -50,12 +50,19 @@ class Output:
         """Move a file of an earlier run out of the way, so that a failed check leaves nothing at the path.
 
         Returns:
-            Where it lies now (``NAME.previous``), or ``None`` where there was none.
+            Where it lies now (``NAME.previous``, or with a number where that is taken); ``None`` where there was none.
+
+        Raises:
+            InputError: The folder refuses the move.
         """
         if not self.path.exists():
             return None
-        kept = self.path.with_name(f"{self.path.name}.previous")
-        self.path.replace(kept)
+        names = (f"{self.path.name}.previous{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 1000))))
+        kept = next(path for path in map(self.path.with_name, names) if not path.exists())
+        try:
+            self.path.replace(kept)
+        except OSError as error:
+            raise _explain(self.path, error, 0) from error
         return kept
 
 
@@ -69,10 +76,11 @@ def reserve(path: Path) -> Iterator[Output]:
     Raises:
         InputError: The path is a folder or a device, or its folder cannot be made or written to.
     """
+    path = path.resolve() if path.is_symlink() else path  # the file that a link names is replaced, not the link
     made: list[Path] = []
     try:
         try:
-            _check_target(path)
+            check_output(path)
             made = _make_parents(path.parent)
             _probe(path)
         except OSError as error:
@@ -87,13 +95,25 @@ def reserve(path: Path) -> Iterator[Output]:
                 folder.rmdir()
 
 
-def _check_target(path: Path) -> None:
+def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a path that cannot become a file; quick, for use before anything is read.
+
+    Args:
+        path: Where a file is to be.
+        inputs: Files that are read, and must not be written over.
+
+    Raises:
+        InputError: A folder, a device, or one of the inputs.
+    """
     if not path.name:
         raise InputError(f"{path} names no file: give -o FILE.onnx")
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file in it, for example {path / 'model.onnx'}")
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise InputError(f"{path} is not a regular file: a device or a pipe cannot be replaced in one step")
+    for each in inputs:
+        if path.exists() and each.exists() and path.samefile(each):
+            raise InputError(f"-o {path} is the same file as the input {each}: give another -o")
 
 
 def _make_parents(folder: Path) -> list[Path]:

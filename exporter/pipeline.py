@@ -35,8 +35,10 @@ from runtimes.eager import EagerRuntime
 from runtimes.errors import GraphError, InputError, ParityError, ResnetExportError, TensorError
 from runtimes.ort import OrtRuntime
 from runtimes.parity import InputBatch, ParityChain, StageResult, culprit
+from runtimes.statistics import compare
 from runtimes.tolerance import tolerance_for
 
+_PROBABILITIES = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 _EXPORTERS: tuple[Exporter, ...] = ("torch.export", "torchscript")
 
 
@@ -105,11 +107,17 @@ def export_onnx(
         job = _Job(loaded, options, listener or Listener(), shape, comparison_batches(loaded, shape, images))
         job.notes.extend(loaded.notes)
         job.stages.extend(earlier)
+        if images is not None and len(images) % (options.batch or 1):
+            rest = len(images) % (options.batch or 1)
+            job.notes.append(f"{rest} of the images do not fill a batch of {options.batch} and are not compared")
         try:
             return _run(job, target)
         except ParityError as error:
-            kept = target.retire()
-            fate = f"an earlier file is kept as {kept}" if kept else "no file is written"
+            try:
+                kept = target.retire()
+                fate = f"an earlier file is kept as {kept}" if kept else "no file is written"
+            except InputError as stuck:
+                fate = f"and the earlier file is still there: {stuck}"
             raise ParityError(f"{error}; {fate}", error.rows) from error
 
 
@@ -129,6 +137,8 @@ def _run(job: _Job, target: Output) -> OnnxReport:
     if job.options.precision == "fp16":
         final = _halve(job, folded, final)
     _report_merged(job, folded, final)
+    if final.model.graph.node[-1].op_type in _PROBABILITIES:
+        job.notes.append(f"the network ends in {final.model.graph.node[-1].op_type}: what is called logits is not raw")
     with job.stage("write") as note:
         sha256 = target.commit(final.data)
         note.append(f"{len(final.data) / 1e6:.1f} MB")
@@ -146,14 +156,36 @@ def _check_labels(labels: tuple[str, ...], captured: Captured) -> None:
 def _prove_fold(job: _Job, captured: Captured, folded: FoldResult) -> None:
     tolerance = tolerance_for("eager", "fp32")
     with job.stage("parity: folded") as note:
-        job.chain.add("original", EagerRuntime(job.loaded.module, "original"), tolerance, job.batches)
+        original = job.chain.measure("original", EagerRuntime(job.loaded.module, "original"), tolerance, job.batches)
+        _require_repeatable(job, original)
+        job.chain.accept(original)
         result = job.chain.measure("folded", EagerRuntime(folded.captured.module, "folded"), tolerance, job.batches)
         try:
             _require(job, result)
         except ParityError as error:
-            why = explain_fold(captured, folded.captured, job.batches[0].images)
+            failed = next(row for row in result.rows if not row.passed)
+            images = job.batches[result.rows.index(failed) % len(job.batches)].images[: 2 * failed.batch]
+            why = explain_fold(captured, folded.captured, images) if folded.rows else ""
             raise ParityError(f"{error}; {why}" if why else str(error), error.rows) from None
         note.append(_worst(result))
+
+
+def _require_repeatable(job: _Job, original: StageResult) -> None:
+    """A network that draws random numbers, or says the same of every image, proves nothing by agreeing with itself."""
+    with EagerRuntime(job.loaded.module, "original again") as runtime:
+        again = job.batches[0].run(runtime)
+    passed, _ = tolerance_for("eager", "fp32").judge(compare(original.outputs[0], again))
+    if not passed:
+        raise GraphError(
+            f"{job.loaded.name} gives other logits when it is run again on the same images: it draws random numbers "
+            "(dropout or noise in forward), and cannot be compared with anything; make it deterministic in eval()"
+        )
+    logits = np.concatenate(original.outputs)
+    if len(logits) > 1 and not np.ptp(logits, axis=0).any():
+        raise ParityError(
+            f"{job.loaded.name} gives the same logits for every image: no comparison can tell a right file from a "
+            "wrong one; check its weights"
+        )
 
 
 def _require(job: _Job, result: StageResult) -> None:

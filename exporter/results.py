@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from exporter.graph.fold import FoldResult
-from exporter.graph.opset import DEFAULT_OPSET, require_opset
+from exporter.graph.opset import DEFAULT_OPSET, EXPORTER_OLDEST, require_opset
 from runtimes.errors import GraphError
 
 
@@ -42,6 +42,11 @@ class OnnxOptions:
             GraphError: An opset that does not exist, or FP16 input in an FP32 graph.
         """
         require_opset(self.opset)
+        if self.exporter == "torchscript" and self.opset > EXPORTER_OLDEST:
+            raise GraphError(
+                f"--exporter torchscript with --opset {self.opset}: it writes at most {EXPORTER_OLDEST}; "
+                "give a lower --opset, or leave --exporter out"
+            )
         if self.fp16_io and self.precision != "fp16":
             raise GraphError("--fp16-io needs --precision fp16: an FP32 graph has no FP16 input")
 

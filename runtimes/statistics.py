@@ -12,7 +12,7 @@ mean of its row and, from two rows on, less the mean of its class::
 
     decision SQNR = 10 · log10( Σ d² / Σ (r − c)² )
 
-Everything is summed in float64. An :class:`Accumulator` holds a dozen numbers however many rows it has
+Everything is summed in float64. An :class:`Accumulator` holds a dozen numbers and one row however many rows it has
 seen, and two of them merge: a stream, or many processes, need no other code than one array does.
 """
 

@@ -79,15 +79,22 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
-    if "--json" in arguments:
-        with only_json_on_stdout() as document:
-            sys.exit(_run(arguments, document))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    asks_for_text = {"--help", "-h", "--version"} & set(arguments)
+    if "--json" in arguments[1:] and not asks_for_text:
+        try:
+            with only_json_on_stdout() as document:
+                code = _run(arguments, document)
+        except OSError as error:  # the document could not be delivered: nobody is left to read it, or no room
+            line, code = _verdict(error)
+            click.echo(f"error: {line}", err=True)
+        sys.exit(code)
     sys.exit(_run(arguments, None))
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends the run as Ctrl-C does, so that half-made files are removed."""
+    """SIGTERM and SIGHUP end the run as Ctrl-C does, so that half-made files are removed."""
     raise KeyboardInterrupt
 
 
@@ -113,17 +120,31 @@ def _run(arguments: Sequence[str], document: TextIO | None) -> int:
 def _verdict(error: BaseException) -> tuple[str, int]:
     """One line and the exit code for anything that can end a command."""
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "interrupted: nothing was written", _INTERRUPTED
+        return "interrupted; a file is whole or absent", _INTERRUPTED
     if isinstance(error, click.ClickException):
         usage = getattr(error, "ctx", None)
         hint = f" (see {usage.command_path} --help)" if usage is not None else ""
         return f"{_one_line(error.format_message())}{hint}", 2
+    if _is_out_of_memory(error):
+        return (
+            "there is not enough memory: give a smaller --input-size, --batch or --images",
+            UnavailableError.exit_code,
+        )
     if isinstance(error, ResnetExportError):
         return _one_line(str(error)), error.exit_code
-    if isinstance(error, MemoryError):
-        return "there is not enough memory: give a smaller --batch or --images", UnavailableError.exit_code
+    if isinstance(error, OSError) and error.filename is None:
+        return f"stdout cannot be written: {error.strerror or error}", UnavailableError.exit_code
     what = f"internal fault, {type(error).__name__}: {first_line(error)}"
     return f"{what} (run again with --debug for the traceback)", _OWN_FAULT
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """MemoryError, or what torch's allocator raises in its place, anywhere along the chain of causes."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _one_line(text: str) -> str:

@@ -42,6 +42,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
             num_classes=given["num_classes"],
             in_channels=given["in_channels"],
             input_size=given["input_size"],
+            norm_eps=given["bn_eps"],
             checkpoint_key=given["checkpoint_key"],
             seed=given["seed"],
             shapes_only=True,

@@ -32,13 +32,16 @@ Examples:
   Your own network:
     resnet-export onnx mypackage.nets:build --weights best.ckpt -o net.onnx
 """
-_NOTES_SHOWN = 4
+_NOTES_SHOWN = 5
+_DEFAULT_OPSET = 17  # exporter.graph.opset.DEFAULT_OPSET, which cannot be imported for `--help` without onnx
 
 
 @click.command("onnx", epilog=_EXAMPLES, short_help="Fold, export, simplify and prove a model.")
 @model_options
 @output_path
-@click.option("--opset", type=int, default=17, show_default=True, metavar="N", help="ONNX operator set, 13 or newer.")
+@click.option(
+    "--opset", type=int, default=_DEFAULT_OPSET, show_default=True, metavar="N", help="ONNX operator set, 13 or newer."
+)
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
               help="fp16: every tensor inside the graph is FP16.")  # fmt: skip
 @click.option("--fp16-io", is_flag=True, help="With fp16: input and output are FP16 too.")
@@ -102,6 +105,7 @@ def _described(loaded: LoadedModel, images: Images | None) -> str:
 
 def _prepare(given: dict[str, Any]) -> tuple[LoadedModel, Images | None, OnnxOptions]:
     """The values that the pipeline takes, from the words of the command line."""
+    from exporter.files import check_output
     from exporter.inputs import read_images, read_labels, with_preprocessing
     from exporter.models.source import SourceOptions, load_model
     from exporter.results import OnnxOptions
@@ -111,6 +115,7 @@ def _prepare(given: dict[str, Any]) -> tuple[LoadedModel, Images | None, OnnxOpt
         num_classes=given["num_classes"],
         in_channels=given["in_channels"],
         input_size=given["input_size"],
+        norm_eps=given["bn_eps"],
         checkpoint_key=given["checkpoint_key"],
         seed=given["seed"],
     )
@@ -125,6 +130,8 @@ def _prepare(given: dict[str, Any]) -> tuple[LoadedModel, Images | None, OnnxOpt
         labels=read_labels(given["labels"]) if given["labels"] else (),
     )
     options.check()
+    named = (given["model"], given["weights"], given["data"], given["labels"])
+    check_output(given["output"], [Path(name) for name in named if name is not None])
     fields = ("resize", "interpolation", "color", "scale", "mean", "std")
     loaded = with_preprocessing(load_model(given["model"], source), given["preset"], {f: given[f] for f in fields})
     images = None

@@ -11,12 +11,18 @@ import click
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+_LARGEST_SIDE = 8192  # one image of that side already takes gigabytes of activations
+
+
 def size(text: str) -> tuple[int, int]:
     """``224`` or ``480x640`` (height x width), in pixels."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"{text!r}: expected pixels as 224 or 480x640 (height x width)")
-    return (int(parts[0]), int(parts[-1]))
+    height, width = int(parts[0]), int(parts[-1])
+    if max(height, width) > _LARGEST_SIDE:
+        raise click.BadParameter(f"{text!r}: expected at most {_LARGEST_SIDE} pixels a side")
+    return (height, width)
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -46,9 +52,22 @@ model_options = _apply(
     click.option("--in-channels", type=click.IntRange(min=1), metavar="N", help="Image channels, where not 3."),
     click.option("--input-size", type=size, metavar="HxW", help="Image size; default: the family's (224 or 32)."),
     click.option(
+        "--bn-eps",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="N",
+        help="BatchNorm's eps, where not 1e-5: no checkpoint tells it.",
+    ),
+    click.option(
         "--checkpoint-key", metavar="KEY", help="Place of the weights in a file that holds several (ema.module)."
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="For random weights and sampled images."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="For random weights and sampled images.",
+    ),
 )
 
 #: The preprocessing contract: a preset, and every field of it.

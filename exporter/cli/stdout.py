@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -13,6 +14,8 @@ from typing import Any, TextIO
 @contextmanager
 def only_json_on_stdout() -> Iterator[TextIO]:
     """Send file descriptor 1 to stderr, native libraries included, and hand out the real stdout."""
+    if sys.stdout is None:  # closed by the caller: descriptor 1 may be anybody's by now
+        raise OSError(errno.EBADF, "stdout is closed")
     sys.stdout.flush()
     real = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

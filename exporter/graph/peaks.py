@@ -8,7 +8,7 @@ activation beyond 65504 goes unseen there, and is Inf on a device. The peaks are
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -59,7 +59,7 @@ def _is_activation(model: onnx.ModelProto, shape: list[int | None]) -> bool:
 
 def _peak(name: str, opset: int) -> tuple[list[onnx.NodeProto], str]:
     parts = [f"peaks.{name}.{step}" for step in ("abs", "flat", "max")]
-    axes = {"axes": [1]} if opset < 18 else {}
+    axes: dict[str, Any] = {"axes": [1]} if opset < 18 else {}
     inputs = [parts[1]] if opset < 18 else [parts[1], _AXES]
     return [
         helper.make_node("Abs", [name], [parts[0]], name=parts[0]),

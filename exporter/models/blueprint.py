@@ -133,6 +133,7 @@ class Blueprint:
         stages: Blocks, stage by stage; ``stages[0]`` is ``layer1``.
         num_classes: Width of the classifier.
         conv_bias: Whether the convolutions carry a bias beside their BatchNorm (rare; taken from checkpoints).
+        norm_eps: What BatchNorm adds to the variance; no tensor tells it.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Blueprint:
     stages: tuple[tuple[BlockPlan, ...], ...]
     num_classes: int
     conv_bias: bool = False
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         self._check_counts()
@@ -221,6 +223,7 @@ class Blueprint:
             "in_channels": self.in_channels,
             "num_classes": self.num_classes,
             "conv_bias": self.conv_bias,
+            "norm_eps": self.norm_eps,
             "stem": asdict(self.stem),
             "stages": [[asdict(block) for block in stage] for stage in self.stages],
         }
@@ -241,6 +244,7 @@ class Blueprint:
                 stages=tuple(tuple(BlockPlan(**block) for block in stage) for stage in value["stages"]),
                 num_classes=value["num_classes"],
                 conv_bias=value["conv_bias"],
+                norm_eps=value["norm_eps"],
             )
         except KeyError as error:
             raise ArchitectureError(f"not a blueprint: it has no {error}; expected what to_json gives") from error

@@ -77,7 +77,7 @@ def load_factory(target: str, options: SourceOptions) -> LoadedModel:
 
 def _imported(target: str, module_name: str, attribute: str) -> Any:
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # last: a file there must not stand in for an installed package
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
@@ -103,7 +103,7 @@ def _finish(module: nn.Module, name: str, kind: str, options: SourceOptions, con
     module = module.eval().requires_grad_(False)
     notes: tuple[str, ...] = ()
     if options.weights in (None, RANDOM, DEFAULT):
-        sha256 = state_sha256(module)
+        sha256 = "" if options.shapes_only else state_sha256(module)
         notes = (f"random weights, seed {options.seed}",) if options.weights == RANDOM else ()
     else:
         sha256, notes = fill_foreign(module, Path(str(options.weights)), options.checkpoint_key, name)

@@ -17,6 +17,7 @@ from exporter.models.variants import IMAGENET_NAMES, blueprint_for, cifar_name
 from runtimes.errors import ArchitectureError, CheckpointError
 
 _BLOCK = re.compile(r"layer(\d{1,3})\.(\d{1,5})\.(.+)")
+_CIFAR_STAGES = 3
 _FACTORY_HINT = "for another network give its code: MODEL = package.module:factory (or timm:NAME) with --weights"
 _SAMPLE = 4  # names that show what else a file holds
 
@@ -46,8 +47,12 @@ class _Shapes(dict[str, tuple[int, ...]]):
         return self._origin.get(name, name)
 
 
-def infer(renamed: Renamed) -> Inference:
+def infer(renamed: Renamed, norm_eps: float | None = None) -> Inference:
     """Infer the blueprint of a state dict that has torchvision's names.
+
+    Args:
+        renamed: The state dict.
+        norm_eps: BatchNorm's eps, where it is known not to be torch's 1e-5.
 
     Raises:
         CheckpointError: Not a ResNet, or one whose tensors contradict each other; names the tensors.
@@ -67,7 +72,7 @@ def infer(renamed: Renamed) -> Inference:
         num_classes=_infer_classes(shapes, stages),
         conv_bias="conv1.bias" in shapes,
     )
-    blueprint = replace(blueprint, name=_name(blueprint))
+    blueprint = replace(blueprint, name=_name(blueprint), norm_eps=norm_eps or blueprint.norm_eps)
     check_tensors(blueprint, renamed)
     return Inference(blueprint, _assumptions(blueprint))
 
@@ -209,12 +214,19 @@ def _infer_shortcut(
     if stride == 1 and channels[0] == channels[1]:
         return "identity"
     # Option A exists only where a network has no projection at all; a single missing one is a broken checkpoint.
-    if has_projection or kind == "bottleneck" or channels[1] < channels[0]:
+    if has_projection or not _may_be_option_a(shapes) or kind == "bottleneck" or channels[1] < channels[0]:
         raise ArchitectureError(
             f"block {name}: {channels[0]} channels in, {channels[1]} out, stride {stride}, and the checkpoint has no "
             f"projection for it: {name}.downsample.0.weight is missing"
         )
     return "subsample"
+
+
+def _may_be_option_a(shapes: _Shapes) -> bool:
+    """Parameter-free shortcuts are the CIFAR family's; elsewhere a missing projection is a broken checkpoint."""
+    stem = shapes.get("conv1.weight") or ()
+    stages = {match[1] for name in shapes if (match := _BLOCK.fullmatch(name))}
+    return stem[2:] == (3, 3) and len(stages) <= _CIFAR_STAGES
 
 
 def _infer_classes(shapes: _Shapes, stages: tuple[tuple[BlockPlan, ...], ...]) -> int:
@@ -254,6 +266,7 @@ def _assumptions(blueprint: Blueprint) -> tuple[str, ...]:
     told = [
         f"a {stem.kernel}x{stem.kernel} stem has stride {stem.stride} and {'a' if stem.pool else 'no'} max pool",
         "each stage after the first halves the image",
+        f"BatchNorm has eps {blueprint.norm_eps:g}, activations are ReLU, convolutions are not dilated",
     ]
     if any(block.kind == "bottleneck" for block in blueprint.blocks()):
         told.append("bottlenecks stride in their 3x3 convolution")

@@ -128,6 +128,9 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(blueprint.features, blueprint.num_classes)
         self._initialise()
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = blueprint.norm_eps
 
     def _initialise(self) -> None:
         # He et al. 2015, "Delving Deep into Rectifiers" (https://arxiv.org/abs/1502.01852), eq. 14.

@@ -35,6 +35,7 @@ class SourceOptions:
         input_size: Height and width in pixels, where they are not the family's.
         checkpoint_key: Dotted path to the weights inside a checkpoint that holds several.
         seed: For ``random``.
+        norm_eps: What BatchNorm adds to the variance, where it is not torch's 1e-5; no checkpoint tells it.
         shapes_only: Build without weights (device ``meta``), for looking at a variant.
     """
 
@@ -44,6 +45,7 @@ class SourceOptions:
     input_size: tuple[int, int] | None = None
     checkpoint_key: str | None = None
     seed: int = 0
+    norm_eps: float | None = None
     shapes_only: bool = False
 
 
@@ -99,11 +101,11 @@ def load_model(model: str, options: SourceOptions | None = None) -> LoadedModel:
         return load_timm(model.removeprefix("timm:"), options)
     if path.suffix == ".onnx":
         raise ModelSourceError(f"{model} is an ONNX file already; expected a PyTorch checkpoint or a variant's name")
+    if is_variant(model):
+        return _load_variant(model, options)
     found = _found(path)
     if found == "file" or path.suffix in SUFFIXES or (path.parent != Path() and ":" not in model):
         return _load_checkpoint_file(path, options)
-    if is_variant(model):
-        return _load_variant(model, options)
     if ":" in model:
         return load_factory(model, options)
     if model and found == "folder":
@@ -124,7 +126,7 @@ def _load_checkpoint_file(path: Path, options: SourceOptions) -> LoadedModel:
         raise ModelSourceError(f"{path} holds its own weights: leave out --weights, or give a variant's name as MODEL")
     checkpoint = load_checkpoint(path, options.checkpoint_key)
     renamed = rename(checkpoint.tensors)
-    found = infer(renamed)
+    found = infer(renamed, options.norm_eps)
     _check_claims(found.blueprint, options, path)
     notes = [*found.assumptions, *_notes(renamed, checkpoint.wrapper, checkpoint.others)]
     module = _fill(build_empty(found.blueprint), renamed.tensors)
@@ -145,6 +147,8 @@ def _load_variant(name: str, options: SourceOptions) -> LoadedModel:
     blueprint = blueprint_for(
         name, num_classes=options.num_classes, in_channels=3 if options.in_channels is None else options.in_channels
     )
+    if options.norm_eps is not None:
+        blueprint = replace(blueprint, norm_eps=options.norm_eps)
     if options.shapes_only and options.weights is None:
         return _finish(build_empty(blueprint), "variant", options, "")
     if options.weights is None:

@@ -209,3 +209,36 @@ def test_an_interrupted_run_exits_with_130_and_leaves_nothing(tmp_path: Path, nu
     assert process.wait(timeout=60) == 130, rest
     assert "interrupted" in rest
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_an_input_is_refused_and_the_input_is_whole(tmp_path: Path) -> None:
+    path = save_small(tmp_path)
+    before = path.read_bytes()
+    assert_refused(run("onnx", path, "-o", path), 2, "same file as the input")
+    assert path.read_bytes() == before
+
+
+def test_help_is_help_also_beside_json() -> None:
+    assert "Examples:" in run("onnx", "--json", "--help").stdout
+
+
+def test_a_stdout_that_takes_nothing_is_a_lack_of_this_machine() -> None:
+    for words in (["inspect", "resnet18"], ["inspect", "resnet18", "--json"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*_COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=_ROOT
+            )
+        assert done.returncode == 3, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_another_eps_is_another_network(tmp_path: Path) -> None:
+    path = save_small(tmp_path)
+    digests = set()
+    for eps in ("1e-5", "1e-3"):
+        done = run("onnx", path, "-o", tmp_path / "m.onnx", "--bn-eps", eps, "--json")
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        digests.add(document["sha256"])
+        assert any(f"eps {float(eps):g}" in note for note in document["notes"])
+    assert len(digests) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.files import reserve
+from exporter.files import check_output, reserve
 from runtimes.errors import InputError, UnavailableError
 
 
@@ -78,3 +78,35 @@ def test_a_device_is_not_replaced() -> None:
     with pytest.raises(InputError, match="not a regular file"), reserve(Path("/dev/null")):
         pass
     assert Path("/dev/null").is_char_device()
+
+
+def test_retiring_never_writes_over_anything(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    (tmp_path / "model.onnx.previous").mkdir()
+    (tmp_path / "model.onnx.previous.1").write_bytes(b"mine")
+    path.write_bytes(b"old")
+    with reserve(path) as output:
+        kept = output.retire()
+    assert kept == tmp_path / "model.onnx.previous.2"
+    assert kept.read_bytes() == b"old"
+    assert (tmp_path / "model.onnx.previous.1").read_bytes() == b"mine"
+
+
+def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.onnx", tmp_path / "link.onnx"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    with reserve(link) as output:
+        output.commit(b"new")
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+
+
+def test_an_input_is_never_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    path.write_bytes(b"weights")
+    other = tmp_path / "hard.pth"
+    other.hardlink_to(path)
+    with pytest.raises(InputError, match="same file as the input"):
+        check_output(other, [path])
+    check_output(tmp_path / "new.onnx", [path])

@@ -60,11 +60,13 @@ def blueprints(draw: Any) -> Blueprint:
     groups = draw(st.sampled_from([1, 2, 4]))
     kernel = draw(st.sampled_from([3, 5, 7]))
     stem = Stem(groups * draw(st.integers(1, 4)), kernel, 1 if kernel == 3 else 2, kernel != 3)
-    # Option A is inferred only for basic blocks: a bottleneck without projections is taken for a broken file.
-    option = draw(st.sampled_from(["A", "B", "C"] if kind == "basic" else ["B", "C"]))
+    depth = draw(st.integers(1, 4))
+    # Option A is inferred for the CIFAR family only: elsewhere a missing projection is taken for a broken file.
+    may_be_a = kind == "basic" and kernel == 3 and depth <= 3
+    option = draw(st.sampled_from(["A", "B", "C"] if may_be_a else ["B", "C"]))
     channels = stem.channels
     stages: list[tuple[BlockPlan, ...]] = []
-    for index in range(1, draw(st.integers(1, 4)) + 1):
+    for index in range(1, depth + 1):
         out = channels + groups * draw(st.integers(0, 3)) if option == "A" else groups * draw(st.integers(1, 6))
         width = out if kind == "basic" else groups * draw(st.integers(1, 4))
         stages.append(
@@ -225,3 +227,10 @@ def test_a_folded_checkpoint_is_refused_as_folded():
 def test_a_pre_activation_block_is_refused_by_the_channels_of_its_batchnorm():
     state = changed(layer2__0__bn1__weight=torch.ones(16), layer2__0__bn1__bias=torch.ones(16))
     assert "layer2.0.bn1.weight has the 16 channels that layer2.0.conv1.weight takes, not the 32" in refused(state)
+
+
+def test_an_imagenet_network_without_its_projections_is_a_broken_file_and_not_option_a() -> None:
+    state = build(blueprint_for("resnet18")).state_dict()
+    bare = {name: tensor for name, tensor in state.items() if ".downsample." not in name}
+    with pytest.raises(ArchitectureError, match=r"layer2\.0: 64 channels in, 128 out, stride 2"):
+        found(bare)

@@ -122,12 +122,20 @@ def test_a_mean_over_the_image_becomes_a_global_pool(axes: list[int], opset: int
 
 @pytest.mark.parametrize(
     ("axes", "keepdims", "rank"),
-    [([3], 1, 4), ([2], 1, 4), ([1, 2], 1, 4), ([1, 2, 3], 1, 4), ([2, 3], 0, 4), ([2, 3], 1, 5), ([2, 3, 4], 1, 5)],
+    [([3], 1, 4), ([2], 1, 4), ([1, 2], 1, 4), ([1, 2, 3], 1, 4), ([2, 3], 1, 5), ([2, 3, 4], 1, 5)],
 )
 def test_any_other_mean_stays(axes: list[int], keepdims: int, rank: int) -> None:
     model = mean_graph(axes, keepdims, rank)
     assert_unchanged(model, torch.rand(2, 3, *[8] * (rank - 2)))
     assert operators(model) == ["ReduceMean", "Flatten"]
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_mean_that_drops_its_dimensions_becomes_a_pool_and_a_flatten(opset: int) -> None:
+    model = mean_graph([2, 3], 0, opset=opset)
+    assert_unchanged(model, images())
+    assert operators(model) == ["GlobalAveragePool", "Flatten", "Flatten"]
+    assert [node.name for node in model.graph.node][:2] == ["mean.pool", "mean"]
 
 
 def test_a_mean_over_axes_that_are_computed_stays() -> None:

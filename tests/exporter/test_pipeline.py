@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from exporter.graph.fold import fold
 from exporter.graph.metadata import read_metadata
 from exporter.graph.simplify import Simplified
 from exporter.models.blueprint import Blueprint
+from exporter.models.source import LoadedModel
 from exporter.pipeline import export_onnx
 from exporter.results import Listener, OnnxOptions, StageTime
 from runtimes.errors import DataError, GraphError, InputError, ParityError
@@ -90,11 +92,14 @@ def test_the_input_module_is_untouched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opset", [13, 17, 18])
 def test_an_opset_is_what_was_asked_for_and_runs(tmp_path: Path, opset: int) -> None:
-    export_onnx(small(), tmp_path / "m.onnx", OnnxOptions(opset=opset))
+    loaded = small()
+    export_onnx(loaded, tmp_path / "m.onnx", OnnxOptions(opset=opset))
     model = onnx.load(tmp_path / "m.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [opset]
-    assert _run(tmp_path / "m.onnx", _images(3)).shape == (3, 10)
+    with torch.inference_mode():
+        expected = loaded.module(torch.from_numpy(_images(3))).numpy()
+    np.testing.assert_allclose(_run(tmp_path / "m.onnx", _images(3)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("fp16_io", [False, True])
@@ -212,8 +217,6 @@ def test_a_wrong_simplifier_is_not_believed(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_batchnorm_that_stays_is_reported_and_still_right(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     torch.manual_seed(0)
     module = PreActivation()
     module.norm.running_mean.normal_()  # type: ignore[union-attr]
@@ -223,6 +226,10 @@ def test_a_batchnorm_that_stays_is_reported_and_still_right(tmp_path: Path) -> N
     assert report.ops["BatchNormalization"] == 1
     assert [row.norm for row in report.fold.refused] == ["norm"]
     assert any("pre-activation" in note for note in report.notes)
+    images = _images()
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(_run(tmp_path / "m.onnx", images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_options_that_contradict_are_refused_before_any_work(tmp_path: Path) -> None:
@@ -273,8 +280,6 @@ class _Amplifier(torch.nn.Module):
 
 
 def test_a_network_that_amplifies_rounding_is_told_from_a_wrong_fold(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     torch.manual_seed(0)
     module = _Amplifier().eval()
     module.norm.running_mean.normal_()  # type: ignore[union-attr]
@@ -282,3 +287,69 @@ def test_a_network_that_amplifies_rounding_is_told_from_a_wrong_fold(tmp_path: P
     with pytest.raises(ParityError, match="so it is right, and this network amplifies rounding"):
         export_onnx(loaded, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def _as_small(module: torch.nn.Module, name: str) -> LoadedModel:
+    return replace(small(), module=module.eval(), blueprint=None, name=name)
+
+
+class _Noisy(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.fc = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.dropout(self.conv(x).mean((2, 3)), 0.5, training=True)
+        return self.fc(y)  # type: ignore[no-any-return]
+
+
+def test_a_network_that_draws_random_numbers_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="draws random numbers"):
+        export_onnx(_as_small(_Noisy(), "noisy"), tmp_path / "m.onnx")
+
+
+class _Constant(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).mean((2, 3)) * 0 + 1.5  # type: ignore[no-any-return]
+
+
+def test_a_network_that_says_the_same_of_every_image_proves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="same logits for every image"):
+        export_onnx(_as_small(_Constant(), "constant"), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6])
+def test_a_constant_in_the_logits_hides_no_wrong_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: float
+) -> None:
+    loaded = small()
+    with torch.no_grad():
+        loaded.module.get_parameter("fc.bias").add_(offset)
+
+    def wrong(captured: Any) -> Any:
+        folded = fold(captured)
+        with torch.no_grad():
+            folded.captured.module.get_parameter("conv1.weight").neg_()
+        return folded
+
+    monkeypatch.setattr(pipeline, "fold", wrong)
+    with pytest.raises(ParityError, match="stage 'folded'"):
+        export_onnx(loaded, tmp_path / "m.onnx")
+
+
+def test_images_that_do_not_fill_a_batch_are_told(tmp_path: Path) -> None:
+    report = export_onnx(small(), tmp_path / "m.onnx", OnnxOptions(batch=3), images=_images(5))
+    assert any(note.startswith("2 of the images") for note in report.notes)
+    assert {row["n"] for row in report.parity if row["inputs"] == "images"} == {3}
+
+
+def test_a_network_that_ends_in_probabilities_is_told(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(small().module, torch.nn.Softmax(dim=1))
+    report = export_onnx(_as_small(module, "soft"), tmp_path / "m.onnx")
+    assert any("ends in Softmax" in note for note in report.notes)

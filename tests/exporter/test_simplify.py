@@ -61,7 +61,7 @@ def test_a_candidate_computes_the_same_and_keeps_the_interface(model: onnx.Model
 
 def test_what_was_removed_is_counted() -> None:
     result = simplify(redundant())
-    assert result.removed == {"Transpose": 2, "Identity": 1}
+    assert result.removed in ({"Transpose": 2, "Identity": 1}, {"Transpose": 1, "Identity": 1})  # onnxsim 0.8, 0.7
 
 
 def test_metadata_survives(model: onnx.ModelProto) -> None:

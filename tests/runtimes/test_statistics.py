@@ -80,6 +80,10 @@ def test_any_split_and_merge_equals_one_pass(pair, data):
             part.update(reference[start:stop], candidate[start:stop])
         total.merge(part)
     merged, once = total.result().to_json(), compare(reference, candidate).to_json()
+    left, right = merged.pop("decision_sqnr_db"), once.pop("decision_sqnr_db")
+    # A difference of two sums: what cancels takes digits with it, 10 dB a digit.
+    lost = max(once["sqnr_db"] - min(left, right), 0.0) / 10.0
+    assert left == pytest.approx(right, abs=10.0 ** (lost - 10.0)) or lost > 10.0
     for key in SUMMED:
         left, right = merged.pop(key), once.pop(key)
         assert left == right or left == pytest.approx(right, rel=1e-12, abs=1e-12)
@@ -240,7 +244,56 @@ def test_an_accumulator_refuses_another_number_of_classes():
     assert total.result().n == 2
 
 
-def test_an_accumulator_holds_numbers_and_no_arrays():
+def test_an_accumulator_holds_numbers_and_one_row_however_many_it_has_seen():
     total = Accumulator()
-    total.update(outputs(100), outputs(100, seed=1))
-    assert all(value is None or isinstance(value, int | float) for value in vars(total).values())
+    for _ in range(3):
+        total.update(outputs(100), outputs(100, seed=1))
+    held = [value for value in vars(total).values() if not (value is None or isinstance(value, int | float))]
+    assert [value.shape for value in held] == [(outputs(1).shape[1],)]
+
+
+def _decision_db(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """The definition, written down once more: row means off, then class means off."""
+    deciding = reference - reference.mean(axis=1, keepdims=True)
+    deciding = deciding - deciding.mean(axis=0)
+    return float(10 * np.log10(np.square(deciding).sum() / np.square(reference - candidate).sum()))
+
+
+def test_the_deciding_signal_follows_its_definition_and_merges() -> None:
+    rng = np.random.default_rng(5)
+    reference = rng.standard_normal((9, 6)) + 100.0 * rng.standard_normal(6)
+    candidate = reference + 0.01 * rng.standard_normal((9, 6))
+    whole = compare(reference, candidate)
+    assert whole.decision_sqnr_db == pytest.approx(_decision_db(reference, candidate), abs=1e-6)
+    assert whole.decision_sqnr_db < whole.sqnr_db - 20
+    left, right = Accumulator(), Accumulator()
+    left.update(reference[:4], candidate[:4])
+    right.update(reference[4:], candidate[4:])
+    left.merge(right)
+    assert left.result().decision_sqnr_db == pytest.approx(whole.decision_sqnr_db, abs=1e-6)
+
+
+def test_a_large_constant_in_the_logits_hides_no_fault_from_the_deciding_signal() -> None:
+    rng = np.random.default_rng(6)
+    reference = rng.standard_normal((8, 5))
+    offset = reference + 1e6
+    stats = compare(offset, rng.standard_normal((8, 5)) + 1e6)  # other logits altogether, under the same constant
+    assert stats.sqnr_db > 100
+    assert stats.decision_sqnr_db < 6
+
+
+def test_one_row_is_judged_by_what_its_classes_do_not_share() -> None:
+    reference = np.array([[1e3 + 1.0, 1e3 - 1.0]])
+    stats = compare(reference, reference + np.array([[0.1, 0.0]]))
+    assert stats.decision_sqnr_db == pytest.approx(10 * np.log10(2.0 / 0.01), abs=1e-6)
+
+
+def test_logits_that_never_vary_hold_no_decision() -> None:
+    reference = np.tile(np.array([[3.0, -7.0, 2.0]]), (4, 1))
+    assert compare(reference, reference + 1e-3).decision_sqnr_db == -300.0
+    assert compare(reference, reference).decision_sqnr_db == 300.0
+
+
+def test_a_single_class_is_its_own_decision() -> None:
+    reference = np.array([[1.0], [3.0]])
+    assert compare(reference, reference + 0.1).decision_sqnr_db == pytest.approx(10 * np.log10(2.0 / 0.02), abs=1e-6)

@@ -11,7 +11,7 @@ from runtimes.errors import InputError
 from runtimes.statistics import DifferenceStatistics, compare
 from runtimes.tolerance import FP16_STEP_ULP, TOLERANCES, Tolerance, tolerance_for
 
-BOUNDS = Tolerance(min_sqnr_db=50.0, max_ulp=16.0, min_top1=0.9, reason="a test")
+BOUNDS = Tolerance(min_sqnr_db=50.0, min_decision_db=30.0, max_ulp=16.0, min_top1=0.9, reason="a test")
 AT_THE_BOUNDS = DifferenceStatistics(
     n=10,
     finite=True,
@@ -20,6 +20,7 @@ AT_THE_BOUNDS = DifferenceStatistics(
     max_rel=0.1,
     max_ulp=16.0,
     sqnr_db=50.0,
+    decision_sqnr_db=30.0,
     cosine=0.99,
     top1_agreement=0.9,
     worst_row=3,
@@ -64,7 +65,7 @@ def test_statistics_that_are_not_finite_never_pass():
 
 def test_a_tolerance_that_bounds_nothing_cannot_be_made():
     with pytest.raises(ValueError, match="without a bound"):
-        Tolerance(None, None, None, "anything goes")
+        Tolerance(None, None, None, None, "anything goes")
 
 
 def test_every_row_of_the_table_is_json_with_a_reason():
