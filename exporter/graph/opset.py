@@ -7,6 +7,7 @@ opset 1, and are what INT8 placement and older TensorRT parsers know.
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import NamedTuple
 
 import onnx
@@ -22,8 +23,9 @@ OLDEST_OPSET = 13  # per-channel QuantizeLinear; JetPack 4.6's TensorRT 8.2 pars
 DEFAULT_OPSET = 17
 #: The exporter's own; anything older is converted from it.
 EXPORTER_OLDEST = 18
-#: The newest that the exporter writes and onnxruntime 1.32 runs; an older onnx package knows fewer.
-NEWEST_OPSET = min(28, onnx.defs.onnx_opset_version())
+#: The newest that the exporter writes and the installed packages read: onnxruntime 1.23 ends at IR version 11.
+_RUNNABLE = 23 if metadata.version("onnxruntime").startswith("1.23.") else 28
+NEWEST_OPSET = min(_RUNNABLE, onnx.defs.onnx_opset_version())
 _STUB_BYTES = 1024
 
 
