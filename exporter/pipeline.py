@@ -8,70 +8,27 @@ One function, :func:`export_onnx`; it prints nothing and writes one file, and on
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import onnx
-
-from exporter.diagnose import explain_fold
 from exporter.files import Output, reserve
 from exporter.graph.capture import Captured, InputShape, capture
-from exporter.graph.check import operator_counts, structural_faults
+from exporter.graph.check import operator_counts
 from exporter.graph.export import Exporter, export
 from exporter.graph.fold import FoldResult, fold
 from exporter.graph.metadata import tool_versions, write_metadata
-from exporter.graph.peaks import with_peaks
-from exporter.graph.precision import FP16_MAX, to_fp16
+from exporter.graph.precision import to_fp16
 from exporter.graph.simplify import simplify
 from exporter.inputs import Images, comparison_batches
+from exporter.job import Candidate, Job
 from exporter.models.source import LoadedModel
+from exporter.proof import check_range, measure, prove_fold, require, sound_bytes, worst
 from exporter.results import Listener, OnnxOptions, OnnxReport, StageTime
-from runtimes.eager import EagerRuntime
-from runtimes.errors import GraphError, InputError, ParityError, ResnetExportError, TensorError
-from runtimes.ort import OrtRuntime
-from runtimes.parity import InputBatch, ParityChain, StageResult, culprit
-from runtimes.statistics import compare
-from runtimes.tolerance import tolerance_for
+from runtimes.errors import GraphError, InputError, ParityError, ResnetExportError
 
 _PROBABILITIES = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 _EXPORTERS: tuple[Exporter, ...] = ("torch.export", "torchscript")
-
-
-@dataclass
-class _Job:
-    """The state of one run of the pipeline; lives inside :func:`export_onnx` only."""
-
-    loaded: LoadedModel
-    options: OnnxOptions
-    listener: Listener
-    shape: InputShape
-    batches: Sequence[InputBatch]
-    chain: ParityChain = field(default_factory=ParityChain)
-    stages: list[StageTime] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[list[str]]:
-        """Time a stage; what the body puts into the list becomes its note."""
-        self.listener.started(name)
-        note: list[str] = []
-        begin = time.perf_counter()
-        yield note
-        self.stages.append(StageTime(name, time.perf_counter() - begin, ", ".join(note)))
-        self.listener.finished(self.stages[-1])
-
-
-class _Candidate(NamedTuple):
-    """A graph that passed its checks, and the very bytes that passed them."""
-
-    model: onnx.ModelProto
-    data: bytes
-    exporter: str
 
 
 def export_onnx(
@@ -104,7 +61,7 @@ def export_onnx(
     options.check()
     shape = InputShape(loaded.in_channels, *loaded.size, options.batch, options.dynamic_size)
     with reserve(output) as target:
-        job = _Job(loaded, options, listener or Listener(), shape, comparison_batches(loaded, shape, images))
+        job = Job(loaded, options, listener or Listener(), shape, comparison_batches(loaded, shape, images))
         job.notes.extend(loaded.notes)
         job.stages.extend(earlier)
         if images is not None and len(images) % (options.batch or 1):
@@ -121,7 +78,7 @@ def export_onnx(
             raise ParityError(f"{error}; {fate}", error.rows) from error
 
 
-def _run(job: _Job, target: Output) -> OnnxReport:
+def _run(job: Job, target: Output) -> OnnxReport:
     with job.stage("capture") as note:
         captured = capture(job.loaded.module, job.shape)
         note.append(f"{sum(node.op == 'call_function' for node in captured.module.graph.nodes)} operators")
@@ -130,7 +87,7 @@ def _run(job: _Job, target: Output) -> OnnxReport:
         folded = fold(captured)
         note.append(f"{len(folded.rows)} BatchNorms folded" + (f", {len(folded.refused)} kept" * bool(folded.refused)))
         job.notes.extend(f"{row.norm} is not folded: {row.reason}" for row in folded.refused)
-    _prove_fold(job, captured, folded)
+    prove_fold(job, captured, folded)
     candidate = _export(job, folded)
     simplified = _simplify(job, folded, candidate) if job.options.simplify else None
     final = simplified or candidate
@@ -153,59 +110,7 @@ def _check_labels(labels: tuple[str, ...], captured: Captured) -> None:
         )
 
 
-def _prove_fold(job: _Job, captured: Captured, folded: FoldResult) -> None:
-    tolerance = tolerance_for("eager", "fp32")
-    with job.stage("parity: folded") as note:
-        original = job.chain.measure("original", EagerRuntime(job.loaded.module, "original"), tolerance, job.batches)
-        _require_repeatable(job, original)
-        job.chain.accept(original)
-        result = job.chain.measure("folded", EagerRuntime(folded.captured.module, "folded"), tolerance, job.batches)
-        try:
-            _require(job, result)
-        except ParityError as error:
-            failed = next(row for row in result.rows if not row.passed)
-            images = job.batches[result.rows.index(failed) % len(job.batches)].images[: 2 * failed.batch]
-            why = explain_fold(captured, folded.captured, images) if folded.rows else ""
-            raise ParityError(f"{error}; {why}" if why else str(error), error.rows) from None
-        note.append(_worst(result))
-
-
-def _require_repeatable(job: _Job, original: StageResult) -> None:
-    """A network that draws random numbers, or says the same of every image, proves nothing by agreeing with itself."""
-    with EagerRuntime(job.loaded.module, "original again") as runtime:
-        again = job.batches[0].run(runtime)
-    passed, _ = tolerance_for("eager", "fp32").judge(compare(original.outputs[0], again))
-    if not passed:
-        raise GraphError(
-            f"{job.loaded.name} gives other logits when it is run again on the same images: it draws random numbers "
-            "(dropout or noise in forward), and cannot be compared with anything; make it deterministic in eval()"
-        )
-    logits = np.concatenate(original.outputs)
-    if len(logits) > 1 and not np.ptp(logits, axis=0).any():
-        raise ParityError(
-            f"{job.loaded.name} gives the same logits for every image: no comparison can tell a right file from a "
-            "wrong one; check its weights"
-        )
-
-
-def _require(job: _Job, result: StageResult) -> None:
-    """Accept a stage, or end the run with the stage that broke the model."""
-    if not result.passed:
-        rows = [*job.chain.rows, *result.rows]
-        worst = next(row for row in rows if not row.passed and row.stage == culprit(rows))
-        raise ParityError(
-            f"stage '{worst.stage}' does not compute what '{worst.reference}' does: {worst.finding} "
-            f"({worst.inputs} images, batch {worst.batch})",
-            [row.to_json() for row in rows],
-        )
-    job.chain.accept(result)
-
-
-def _worst(result: StageResult) -> str:
-    return f"{min(row.sqnr_db for row in result.rows):.0f} dB" if result.rows else ""
-
-
-def _export(job: _Job, folded: FoldResult) -> _Candidate:
+def _export(job: Job, folded: FoldResult) -> Candidate:
     """The first exporter whose file passes every check; the reasons of the others become notes."""
     wanted = job.options.exporter
     failures: list[ResnetExportError] = []
@@ -221,45 +126,20 @@ def _export(job: _Job, folded: FoldResult) -> _Candidate:
     raise failures[0]
 
 
-def _export_by(job: _Job, folded: FoldResult, exporter: Exporter) -> _Candidate:
+def _export_by(job: Job, folded: FoldResult, exporter: Exporter) -> Candidate:
     with job.stage("export") as note:
         model = export(folded.captured, job.options.opset, exporter)
         write_metadata(model, _metadata(job, folded, exporter))
         note.append(f"{len(model.graph.node)} nodes, {exporter}")
     with job.stage("parity: onnx") as note:
-        candidate = _Candidate(model, _sound_bytes(job, folded, model, "onnx"), exporter)
-        result = _measure(job, "onnx", candidate.data, "fp32")
-        _require(job, result)
-        note.append(_worst(result))
+        candidate = Candidate(model, sound_bytes(job, folded, model, "onnx"), exporter)
+        result = measure(job, "onnx", candidate.data, "fp32")
+        require(job, result)
+        note.append(worst(result))
     return candidate
 
 
-def _sound_bytes(job: _Job, folded: FoldResult, model: onnx.ModelProto, stage: str) -> bytes:
-    """The file's bytes, if its structure is what was asked for."""
-    half_io = stage == "fp16" and job.options.fp16_io
-    faults = structural_faults(
-        model,
-        job.shape,
-        job.options.opset,
-        len(folded.refused),
-        classes=folded.captured.classes,
-        io_type=onnx.TensorProto.FLOAT16 if half_io else onnx.TensorProto.FLOAT,
-    )
-    if faults:
-        raise ParityError(f"stage '{stage}' is not what was asked for: {'; '.join(faults)}")
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
-
-
-def _measure(job: _Job, stage: str, data: bytes, precision: str) -> StageResult:
-    runtime = OrtRuntime(data, stage, cast_input=job.options.fp16_io)
-    try:
-        return job.chain.measure(stage, runtime, tolerance_for("onnxruntime", precision), job.batches)
-    except TensorError as error:  # of our own file: it takes or gives another shape than the model does
-        raise ParityError(f"stage '{stage}' does not compute what the model does: {error}") from error
-
-
-def _simplify(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidate | None:
+def _simplify(job: Job, folded: FoldResult, candidate: Candidate) -> Candidate | None:
     """Onnxsim's graph if it is proven equal, else ``None`` and a note."""
     with job.stage("simplify") as note:
         result = simplify(candidate.model)
@@ -270,8 +150,8 @@ def _simplify(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidat
         return None
     with job.stage("parity: simplified") as note:
         try:
-            data = _sound_bytes(job, folded, result.model, "simplified")
-            measured = _measure(job, "simplified", data, "fp32")
+            data = sound_bytes(job, folded, result.model, "simplified")
+            measured = measure(job, "simplified", data, "fp32")
         except (GraphError, ParityError) as error:
             job.notes.append(f"the simplified graph is not used: {error}")
             return None
@@ -280,45 +160,27 @@ def _simplify(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidat
             job.notes.append(f"the simplified graph is not used: it computes something else ({finding})")
             return None
         job.chain.accept(measured)
-        note.append(_worst(measured))
+        note.append(worst(measured))
     return candidate._replace(model=result.model, data=data)
 
 
-def _halve(job: _Job, folded: FoldResult, candidate: _Candidate) -> _Candidate:
+def _halve(job: Job, folded: FoldResult, candidate: Candidate) -> Candidate:
     with job.stage("fp16 range") as note:
-        note.append(_check_range(job, candidate))
+        note.append(check_range(job, candidate))
     with job.stage("fp16") as note:
         half = to_fp16(candidate.model, keep_io=not job.options.fp16_io)
         note.append(f"weights rounded by at most {half.worst_relative:.1e}")
         if half.underflows:
             job.notes.append(f"{half.underflows} weights are too small for FP16 and became 0")
     with job.stage("parity: fp16") as note:
-        data = _sound_bytes(job, folded, half.model, "fp16")
-        result = _measure(job, "fp16", data, "fp16")
-        _require(job, result)
-        note.append(_worst(result))
+        data = sound_bytes(job, folded, half.model, "fp16")
+        result = measure(job, "fp16", data, "fp16")
+        require(job, result)
+        note.append(worst(result))
     return candidate._replace(model=half.model, data=data)
 
 
-def _check_range(job: _Job, candidate: _Candidate) -> str:
-    """Refuse a network whose activations FP16 cannot hold: no CPU kernel would show it, and every device would."""
-    probe = with_peaks(candidate.model)
-    with OrtRuntime(probe.model.SerializeToString(), "fp16 range") as runtime:
-        peaks = np.concatenate([batch.run(runtime) for batch in job.batches]).max(axis=0)
-    # -Inf pads a MaxPool, and FP16 has it too; what the network itself makes infinite, parity finds.
-    beyond = np.flatnonzero(np.isfinite(peaks) & (peaks > FP16_MAX))
-    if beyond.size:
-        first = int(beyond[0])
-        raise ParityError(
-            f"stage 'fp16': {probe.tensors[first]} reaches {peaks[first]:.3g}, and FP16 ends at {FP16_MAX:g}: "
-            "it would be Inf on a device; export --precision fp32, or build the engine with BF16",
-            [row.to_json() for row in job.chain.rows],
-        )
-    largest = int(np.where(np.isfinite(peaks), peaks, 0).argmax())
-    return f"largest activation {peaks[largest]:.3g} in {probe.tensors[largest]}"
-
-
-def _report_merged(job: _Job, folded: FoldResult, final: _Candidate) -> None:
+def _report_merged(job: Job, folded: FoldResult, final: Candidate) -> None:
     """An exporter may do by itself what the fold would not; parity has held, but the user is told one thing only."""
     left = operator_counts(final.model).get("BatchNormalization", 0)
     if left < len(folded.refused):
@@ -327,7 +189,7 @@ def _report_merged(job: _Job, folded: FoldResult, final: _Candidate) -> None:
         )
 
 
-def _metadata(job: _Job, folded: FoldResult, exporter: str) -> dict[str, Any]:
+def _metadata(job: Job, folded: FoldResult, exporter: str) -> dict[str, Any]:
     loaded = job.loaded
     return {
         "architecture": loaded.blueprint.to_json() if loaded.blueprint else {"name": loaded.name},
@@ -342,7 +204,7 @@ def _metadata(job: _Job, folded: FoldResult, exporter: str) -> dict[str, Any]:
     }
 
 
-def _report(job: _Job, path: Path, sha256: str, folded: FoldResult, final: _Candidate, simplified: bool) -> OnnxReport:
+def _report(job: Job, path: Path, sha256: str, folded: FoldResult, final: Candidate, simplified: bool) -> OnnxReport:
     blueprint = job.loaded.blueprint
     return OnnxReport(
         onnx=path,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from exporter.cli.options import model_options, output_options
+from exporter.cli.options import model_options, output_options, source_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,21 +32,12 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     Parameters are counted with BatchNorm's scale and shift; MACs are multiply-accumulates of convolutions and
     classifier for one image. A variant's name needs no weights here.
     """
-    from exporter.models.source import SourceOptions, load_model
+    from exporter.models.source import load_model
     from exporter.models.summary import summarise, summarise_module
 
     loaded = load_model(
         given["model"],
-        SourceOptions(
-            weights=given["weights"],
-            num_classes=given["num_classes"],
-            in_channels=given["in_channels"],
-            input_size=given["input_size"],
-            norm_eps=given["bn_eps"],
-            checkpoint_key=given["checkpoint_key"],
-            seed=given["seed"],
-            shapes_only=True,
-        ),
+        source_options(given, shapes_only=True),
     )
     if loaded.blueprint is not None:
         summary = summarise(loaded.blueprint, loaded.size)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
-from exporter.cli.options import model_options, output_options, output_path, preprocessing_options
+from exporter.cli.options import (
+    model_options,
+    output_options,
+    output_path,
+    preprocessing_options,
+    source_options,
+    verbose,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +63,7 @@ _DEFAULT_OPSET = 17  # exporter.graph.opset.DEFAULT_OPSET, which cannot be impor
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one per line.")
 @preprocessing_options
 @output_options
+@verbose
 @click.pass_obj
 def command(document: TextIO | None, /, **given: Any) -> None:
     """Make an ONNX file of MODEL, and prove that it computes the same.
@@ -107,18 +115,10 @@ def _prepare(given: dict[str, Any]) -> tuple[LoadedModel, Images | None, OnnxOpt
     """The values that the pipeline takes, from the words of the command line."""
     from exporter.files import check_output
     from exporter.inputs import read_images, read_labels, with_preprocessing
-    from exporter.models.source import SourceOptions, load_model
+    from exporter.models.source import load_model
     from exporter.results import OnnxOptions
 
-    source = SourceOptions(
-        weights=given["weights"],
-        num_classes=given["num_classes"],
-        in_channels=given["in_channels"],
-        input_size=given["input_size"],
-        norm_eps=given["bn_eps"],
-        checkpoint_key=given["checkpoint_key"],
-        seed=given["seed"],
-    )
+    source = source_options(given)
     options = OnnxOptions(
         opset=given["opset"],
         precision=given["precision"],

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from exporter.models.source import SourceOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -87,10 +90,27 @@ preprocessing_options = _apply(
 output_options = _apply(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else."),
     click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
-    click.option("-v", "--verbose", is_flag=True, help="Print every fold, check and assumption."),
     click.option("--debug", is_flag=True, help="Print tracebacks."),
 )
+
+verbose = click.option("-v", "--verbose", is_flag=True, help="Print every fold, comparison and note.")
 
 output_path = click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where the file goes."
 )
+
+
+def source_options(given: dict[str, Any], *, shapes_only: bool = False) -> SourceOptions:
+    """What :data:`model_options` said beside ``MODEL``."""
+    from exporter.models.source import SourceOptions
+
+    return SourceOptions(
+        weights=given["weights"],
+        num_classes=given["num_classes"],
+        in_channels=given["in_channels"],
+        input_size=given["input_size"],
+        norm_eps=given["bn_eps"],
+        checkpoint_key=given["checkpoint_key"],
+        seed=given["seed"],
+        shapes_only=shapes_only,
+    )
