@@ -103,8 +103,15 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         inputs: Files that are read, and must not be written over.
 
     Raises:
-        InputError: A folder, a device, or one of the inputs.
+        InputError: A folder, a device, one of the inputs, or a path that cannot even be looked at.
     """
+    try:
+        _check_target(path, inputs)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise _explain(path, error, 0) from error
+
+
+def _check_target(path: Path, inputs: Iterable[Path]) -> None:
     if not path.name:
         raise InputError(f"{path} names no file: give -o FILE.onnx")
     if path.is_dir():

@@ -21,7 +21,6 @@ Images = npt.NDArray[np.float32]
 CHECKED_BATCHES = (1, 7)
 _IMAGE_BATCH = 16
 _READ_BATCH = 64
-_GROWN = (32, 64)  # pixels added to height and width to try a free size with; both keep every stride whole
 
 
 def with_preprocessing(loaded: LoadedModel, preset: str | None, fields: dict[str, Any]) -> LoadedModel:
@@ -103,7 +102,7 @@ def comparison_batches(loaded: LoadedModel, shape: InputShape, images: Images | 
     sizes = CHECKED_BATCHES if shape.batch is None else (shape.batch,)
     found = [InputBatch("synthetic", _synthetic(size, shape), size) for size in sizes]
     if shape.dynamic_size:
-        grown = replace(shape, height=shape.height + _GROWN[0], width=shape.width + _GROWN[1])
+        grown = shape.another_size()
         count = shape.batch or 2
         found.append(InputBatch(f"synthetic {grown.height}x{grown.width}", _synthetic(count, grown), count))
     if images is not None:

@@ -91,11 +91,12 @@ def _run(job: Job, target: Output) -> OnnxReport:
     candidate = _export(job, folded)
     simplified = _simplify(job, folded, candidate) if job.options.simplify else None
     final = simplified or candidate
+    last = final.model.graph.node[-1].op_type
+    if last in _PROBABILITIES:
+        job.notes.append(f"the network ends in {last}: what is called logits is not raw")
     if job.options.precision == "fp16":
         final = _halve(job, folded, final)
     _report_merged(job, folded, final)
-    if final.model.graph.node[-1].op_type in _PROBABILITIES:
-        job.notes.append(f"the network ends in {final.model.graph.node[-1].op_type}: what is called logits is not raw")
     with job.stage("write") as note:
         sha256 = target.commit(final.data)
         note.append(f"{len(final.data) / 1e6:.1f} MB")

@@ -65,10 +65,10 @@ def require(job: Job, result: StageResult) -> None:
     """Accept a stage, or end the run with the stage that broke the model."""
     if not result.passed:
         rows = [*job.chain.rows, *result.rows]
-        worst = next(row for row in rows if not row.passed and row.stage == culprit(rows))
+        failed = next(row for row in rows if not row.passed and row.stage == culprit(rows))
         raise ParityError(
-            f"stage '{worst.stage}' does not compute what '{worst.reference}' does: {worst.finding} "
-            f"({worst.inputs} images, batch {worst.batch})",
+            f"stage '{failed.stage}' does not compute what '{failed.reference}' does: {failed.finding} "
+            f"({failed.inputs} images, batch {failed.batch})",
             [row.to_json() for row in rows],
         )
     job.chain.accept(result)

@@ -55,6 +55,10 @@ class InputShape:
             free[2] = free[3] = torch.export.Dim.DYNAMIC
         return free
 
+    def another_size(self) -> InputShape:
+        """The same input with larger images, of which every stride of a ResNet still divides each side."""
+        return replace(self, height=self.height + 32, width=self.width + 64)
+
     def __str__(self) -> str:
         size = f"{self.height}x{self.width}" + (" (any size)" if self.dynamic_size else "")
         return f"{'any batch' if self.batch is None else f'batch {self.batch}'}, {self.channels} channels, {size}"
@@ -181,7 +185,7 @@ def _check_output(captured: Captured) -> None:
 def _refuse_fixed_size(captured: Captured) -> None:
     """torch.export takes ``H * W == 64`` for a condition on free sizes: only another size shows that they are not."""
     shape = captured.shape
-    other = replace(shape, height=shape.height + 32, width=shape.width + 64)
+    other = shape.another_size()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():  # shapes only: nothing is computed
             captured.module(other.example())

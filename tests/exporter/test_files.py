@@ -110,3 +110,8 @@ def test_an_input_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="same file as the input"):
         check_output(other, [path])
     check_output(tmp_path / "new.onnx", [path])
+
+
+def test_a_name_that_no_file_can_have_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="File name too long"):
+        check_output(tmp_path / ("x" * 300 + ".onnx"))

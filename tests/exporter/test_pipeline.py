@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -349,7 +349,8 @@ def test_images_that_do_not_fill_a_batch_are_told(tmp_path: Path) -> None:
     assert {row["n"] for row in report.parity if row["inputs"] == "images"} == {3}
 
 
-def test_a_network_that_ends_in_probabilities_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_network_that_ends_in_probabilities_is_told(tmp_path: Path, precision: Literal["fp32", "fp16"]) -> None:
     module = torch.nn.Sequential(small().module, torch.nn.Softmax(dim=1))
-    report = export_onnx(_as_small(module, "soft"), tmp_path / "m.onnx")
+    report = export_onnx(_as_small(module, "soft"), tmp_path / "m.onnx", OnnxOptions(precision=precision))
     assert any("ends in Softmax" in note for note in report.notes)
