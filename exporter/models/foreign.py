@@ -100,11 +100,14 @@ def _called(target: str, factory: Any, seed: int) -> Any:
 
 
 def _finish(module: nn.Module, name: str, kind: str, options: SourceOptions, config: dict[str, Any]) -> LoadedModel:
+    if options.norm_eps is not None:
+        raise ModelSourceError(f"{name} has the eps that its code gives it: leave out --bn-eps")
     module = module.eval().requires_grad_(False)
     notes: tuple[str, ...] = ()
     if options.weights in (None, RANDOM, DEFAULT):
         sha256 = "" if options.shapes_only else state_sha256(module)
-        notes = (f"random weights, seed {options.seed}",) if options.weights == RANDOM else ()
+        drawn = "random weights" if kind == "timm" else "the weights that its code gives it"
+        notes = (f"{drawn}, seed {options.seed}",) if options.weights == RANDOM else ()
     else:
         sha256, notes = fill_foreign(module, Path(str(options.weights)), options.checkpoint_key, name)
     convolution = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
@@ -121,6 +124,7 @@ def _contract(config: dict[str, Any], channels: int, size: tuple[int, int]) -> P
     if not config or channels != 3:
         return contract
     return contract.with_overrides(
+        crop="center",
         resize=int(max(size) / config.get("crop_pct", 0.875)),
         interpolation=config.get("interpolation", "bilinear"),
         mean=tuple(config["mean"]),

@@ -354,3 +354,18 @@ def test_a_network_that_ends_in_probabilities_is_told(tmp_path: Path, precision:
     module = torch.nn.Sequential(small().module, torch.nn.Softmax(dim=1))
     report = export_onnx(_as_small(module, "soft"), tmp_path / "m.onnx", OnnxOptions(precision=precision))
     assert any("ends in Softmax" in note for note in report.notes)
+
+
+class _TwoMeans(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x).mean((2, 3)) - self.second(x).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_several_means_that_drop_their_dimensions_each_become_a_pool(tmp_path: Path) -> None:
+    report = export_onnx(_as_small(_TwoMeans(), "means"), tmp_path / "m.onnx")
+    assert (report.exporter, report.ops["GlobalAveragePool"], report.ops["Flatten"]) == ("torch.export", 2, 2)
+    assert "ReduceMean" not in report.ops

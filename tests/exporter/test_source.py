@@ -327,3 +327,20 @@ def test_a_torchvision_state_dict_is_the_variant_it_came_from(tmp_path):
     assert (loaded.name, loaded.size, loaded.blueprint) == (
         "resnet18", (224, 224), blueprint_for("resnet18", num_classes=4),
     )  # fmt: skip
+
+
+def test_weights_that_a_factory_gives_itself_are_not_called_random():
+    notes = load_model("torchvision.models:resnet18", SourceOptions(weights="random", seed=3)).notes
+    assert notes == ("the weights that its code gives it, seed 3",)
+
+
+def test_an_eps_is_refused_where_code_sets_it():
+    with pytest.raises(ModelSourceError, match="leave out --bn-eps"):
+        load_model("timm:resnet10t", SourceOptions(weights="random", norm_eps=1e-3))
+
+
+def test_a_small_timm_network_is_cropped_after_its_resize():
+    contract = load_model("timm:resnet10t", SourceOptions(weights="random", input_size=(32, 32))).preprocessing
+    assert (contract.size, contract.crop) == ((32, 32), "center")
+    assert contract.resize is not None
+    assert contract.resize >= 32
