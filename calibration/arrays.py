@@ -54,10 +54,7 @@ def array_row(path: Path, row: int, contract: Preprocessing) -> npt.NDArray[np.f
     Raises:
         DataError: The row does not fit the contract, or holds NaN or infinity.
     """
-    images, _ = _open(path)
-    if not 0 <= row < len(images):
-        raise DataError(f"the array has {len(images)} rows, row {row} was asked for")
-    values = np.array(images[row])  # a copy: the file may be mapped into memory
+    values = _row(path, row)
     if values.dtype == np.uint8:
         return contract.apply_pixels(values)
     channels, height, width = values.shape
@@ -72,6 +69,22 @@ def array_row(path: Path, row: int, contract: Preprocessing) -> npt.NDArray[np.f
     if not np.isfinite(tensor).all():
         raise DataError(f"row {row} holds NaN, infinity or more than float32 can: preprocess it again")
     return tensor
+
+
+def row_bytes(path: Path, row: int) -> bytes:
+    """The values of one row as they are stored, in C order.
+
+    Raises:
+        DataError: The file cannot be read, or has no such row.
+    """
+    return _row(path, row).tobytes()
+
+
+def _row(path: Path, row: int) -> Array:
+    images, _ = _open(path)
+    if not 0 <= row < len(images):
+        raise DataError(f"the array has {len(images)} rows, row {row} was asked for")
+    return np.array(images[row])  # a copy: the file may be mapped into memory
 
 
 def _open(path: Path) -> tuple[Array, Array | None]:

@@ -6,45 +6,35 @@ reported, up to the fraction that the caller tolerates.
 
 from __future__ import annotations
 
-import struct
-import warnings
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from calibration.arrays import array_row
+from calibration.decoding import Tensor, decode, outcome
 from calibration.listing import ImageFile, find_images, sample
+from calibration.streams import array_batches
+from calibration.workers import outcomes, worker_count
 from runtimes.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from calibration.preprocess import Preprocessing
 
-__all__ = ["BadFile", "ImageFile", "batches", "decode", "find_images", "load_batch", "sample"]
+__all__ = [
+    "BadFile",
+    "ImageFile",
+    "array_batches",
+    "batches",
+    "decode",
+    "find_images",
+    "load_batch",
+    "sample",
+    "worker_count",
+]
 
-Tensor = npt.NDArray[np.float32]
-
-# Only these decoders may touch a file, whatever its name: Pillow has others that start programs (EPS).
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# What Pillow's decoders raise on broken files, besides OSError.
-_DECODER_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
 # So many bad files are named in an error.
 _NAMED = 3
 
@@ -55,25 +45,6 @@ class BadFile:
 
     path: Path
     reason: str
-
-
-def decode(file: ImageFile, contract: Preprocessing) -> Tensor:
-    """The tensor of one file: a pure function of its arguments and the disk, so it can run in any process.
-
-    Args:
-        file: Image file, or a row of an array file.
-        contract: How the pixels become a tensor.
-
-    Returns:
-        float32 array of shape ``[C, H, W]``.
-
-    Raises:
-        DataError: The file is broken, unreasonably large, or does not fit the contract; names the file.
-    """
-    try:
-        return _decode(file, contract)
-    except DataError as error:
-        raise DataError(f"{file.path}: {error}") from error
 
 
 def load_batch(files: Sequence[ImageFile], contract: Preprocessing) -> Tensor:
@@ -106,6 +77,7 @@ def batches(
     *,
     max_bad: float = 0.01,
     on_bad: Callable[[BadFile], None] | None = None,
+    workers: int = 0,
 ) -> Iterator[tuple[Tensor, list[ImageFile]]]:
     """The files in batches, in order, without those that cannot be used.
 
@@ -115,23 +87,28 @@ def batches(
         batch: Images in a batch; the last may have fewer.
         max_bad: Fraction of ``files``, from 0 to 1, that may be bad.
         on_bad: Called with each bad file as it is met.
+        workers: Processes that decode, also while the caller is busy with a batch; 0 decodes in this one. The
+            result is the same; about two batches are held in memory instead of one. A script that asks for workers
+            has to do its work under ``if __name__ == "__main__"``. :func:`worker_count` proposes a number.
 
     Returns:
         An iterator over tensors, float32 ``[N, C, H, W]``, and the ``N`` files in them. It raises ``DataError``
-        when more files are bad than allowed, when all are, or when images differ in size and the contract does
-        not even them out.
+        when more files are bad than allowed, when all are, when images differ in size and the contract does
+        not even them out, or when a worker dies; and ``UnavailableError`` when none can be started.
 
     Raises:
         DataError: ``files`` is empty.
-        InputError: ``batch`` or ``max_bad`` is out of range.
+        InputError: ``batch``, ``max_bad`` or ``workers`` is out of range.
     """
     if batch < 1:
         raise InputError(f"the batch is {batch} images: give 1 or more")
     if not 0 <= max_bad <= 1:
         raise InputError(f"the fraction of bad files allowed is {max_bad}: give a number from 0 to 1")
+    if workers < 0:
+        raise InputError(f"the number of workers is {workers}: give 0 to decode in this process, or more")
     if not files:
         raise DataError("there are no images to read: give at least one")
-    return _batches(files, contract, batch, max_bad, on_bad or (lambda _: None))
+    return _batches(files, contract, batch, max_bad, on_bad or (lambda _: None), workers)
 
 
 def _batches(
@@ -140,62 +117,46 @@ def _batches(
     batch: int,
     max_bad: float,
     on_bad: Callable[[BadFile], None],
+    workers: int,
 ) -> Iterator[tuple[Tensor, list[ImageFile]]]:
     bad: list[BadFile] = []
     tensors: list[Tensor] = []
     kept: list[ImageFile] = []
     first: tuple[ImageFile, tuple[int, ...]] | None = None
     seen = 0
-    for file in files:
-        seen += 1
-        try:
-            tensor = _decode(file, contract)
-        except DataError as error:
-            bad.append(BadFile(file.path, str(error)))
-            on_bad(bad[-1])
-        else:
-            first = first or (file, tensor.shape)
-            _check_shape(file, tensor, *first)
-            tensors.append(tensor)
-            kept.append(file)
-        if len(bad) / len(files) > max_bad:
-            # Too many already; a few more are looked for, so that one error names them together.
-            tensors, kept = [], []
-            if len(bad) >= _NAMED:
-                break
-        elif len(kept) == batch:
-            yield np.stack(tensors), kept  # N x [C,H,W] -> [N,C,H,W]
-            tensors, kept = [], []
+    # Closed on every way out, an exception or the caller's loss of interest included: that ends the workers.
+    with closing(_outcomes(files, contract, batch, workers)) as decoded:
+        for file, tensor in zip(files, decoded, strict=True):
+            seen += 1
+            if isinstance(tensor, str):
+                bad.append(BadFile(file.path, tensor))
+                on_bad(bad[-1])
+            else:
+                first = first or (file, tensor.shape)
+                _check_shape(file, tensor, *first)
+                tensors.append(tensor)
+                kept.append(file)
+            if len(bad) / len(files) > max_bad:
+                # Too many already; a few more are looked for, so that one error names them together.
+                tensors, kept = [], []
+                if len(bad) >= _NAMED:
+                    break
+            elif len(kept) == batch:
+                yield np.stack(tensors), kept  # N x [C,H,W] -> [N,C,H,W]
+                tensors, kept = [], []
     if len(bad) / len(files) > max_bad or first is None:
         raise _too_many(bad, seen, max_bad)
     if kept:
         yield np.stack(tensors), kept
 
 
-def _decode(file: ImageFile, contract: Preprocessing) -> Tensor:
-    """As :func:`decode`, but the error is the reason alone."""
-    if file.row is not None:
-        return array_row(file.path, file.row, contract)
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        # Filters belong to the process: more readers have to be processes, not threads.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # untidy metadata, by the thousand
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file.path, formats=_FORMATS) as image:
-                image.load()
-                return contract.apply(image)
-    except UnidentifiedImageError as error:
-        raise DataError(f"not an image of a known format ({', '.join(_FORMATS)})") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            f"more than {Image.MAX_IMAGE_PIXELS} pixels, which may be an attack: shrink the image"
-        ) from error
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or _one_line(error)}") from error
-    except _DECODER_ERRORS as error:
-        raise DataError(f"broken image: {_one_line(error)}") from error
+def _outcomes(
+    files: Sequence[ImageFile], contract: Preprocessing, batch: int, workers: int
+) -> Generator[Tensor | str, None, None]:
+    if workers:
+        # One batch ahead: the workers have something to do for as long as the caller uses the last one.
+        return outcomes(files, contract, workers, ahead=batch)
+    return (outcome(file, contract) for file in files)
 
 
 def _check_shape(file: ImageFile, tensor: Tensor, first: ImageFile, expected: tuple[int, ...]) -> None:
@@ -212,7 +173,3 @@ def _too_many(bad: Sequence[BadFile], seen: int, max_bad: float) -> DataError:
         f"{len(bad)} of the first {seen} images cannot be used, where {max_bad:.1%} of all may be bad: "
         f"remove or mend them ({named})"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
