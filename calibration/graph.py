@@ -1,0 +1,226 @@
+"""An ONNX network as calibration sees it: who makes a tensor, who takes it, and whose range it shares.
+
+Only the graph is read here; nothing of it is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from runtimes.errors import GraphError, first_line
+
+#: Operators with weights, whose arithmetic INT8 speeds up.
+WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+#: Operators whose output holds values of their first input, and zeros at most: one range serves both tensors.
+SHARING = frozenset({"MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Pad"})
+#: Operators that a file has only when it is quantised already.
+QUANTISED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
+     "DynamicQuantizeLinear", "QGemm", "QLinearAdd"}
+)  # fmt: skip
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A float ONNX model with one input.
+
+    Attributes:
+        model: The model; never changed.
+        sha256: Of the file's bytes, 64 hex digits.
+    """
+
+    model: onnx.ModelProto
+    sha256: str
+
+    @cached_property
+    def nodes(self) -> tuple[onnx.NodeProto, ...]:
+        """All nodes, in the order in which they are computed."""
+        return tuple(self.model.graph.node)
+
+    @cached_property
+    def initializers(self) -> Mapping[str, Array]:
+        """Constants by name, those of ``Constant`` nodes among them."""
+        found = {item.name: numpy_helper.to_array(item) for item in self.model.graph.initializer}
+        for node in self.nodes:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        return found
+
+    @cached_property
+    def producers(self) -> Mapping[str, onnx.NodeProto]:
+        """The node that makes each tensor; inputs and initializers have none."""
+        return {name: node for node in self.nodes for name in node.output if name}
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[onnx.NodeProto, ...]]:
+        """The nodes that take each tensor, each once."""
+        found: dict[str, dict[int, onnx.NodeProto]] = {}
+        for index, node in enumerate(self.nodes):
+            for name in node.input:
+                found.setdefault(name, {})[index] = node
+        return {name: tuple(nodes.values()) for name, nodes in found.items()}
+
+    @property
+    def input(self) -> str:
+        """Name of the input."""
+        return _inputs(self.model)[0].name
+
+    @cached_property
+    def outputs(self) -> frozenset[str]:
+        """Names of the outputs."""
+        return frozenset(item.name for item in self.model.graph.output)
+
+    @cached_property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return next((item.version for item in self.model.opset_import if item.domain in ("", "ai.onnx")), 0)
+
+    def is_activation(self, name: str) -> bool:
+        """Whether a tensor depends on the input."""
+        return name in self._activations
+
+    def source(self, name: str) -> str:
+        """The tensor whose range ``name`` has: itself, or the one that operators of :data:`SHARING` took."""
+        while (node := self.producers.get(name)) is not None and _shares(node):
+            name = node.input[0]
+        return name
+
+    def only_feeds_relu(self, name: str) -> bool:
+        """Whether nothing sees a tensor but one ``Relu``, which a kernel computes together with what made it."""
+        taken = self.consumers.get(name, ())
+        return name not in self.outputs and [node.op_type for node in taken] == ["Relu"]
+
+    def non_negative(self, name: str) -> bool:
+        """Whether a tensor cannot be negative, whatever the images are."""
+        node = self.producers.get(name)
+        if node is None:
+            return False
+        if node.op_type in ("Relu", "Sigmoid", "Softmax"):
+            return True
+        passed_on = _shares(node) or node.op_type in ("GlobalAveragePool", "AveragePool", "ReduceMean", "GlobalMaxPool")
+        return passed_on and self.non_negative(node.input[0])
+
+    @cached_property
+    def observed(self) -> tuple[str, ...]:
+        """The tensors that some target quantises and that have a range of their own, in order of computation.
+
+        Left out are the outputs of the network, tensors that only a Relu sees, and tensors that share a range.
+        """
+        names = [self.input, *(name for node in self.nodes for name in node.output)]
+        wanted = {
+            self.source(name)
+            for node in self.nodes
+            for name in (*node.input, *node.output)
+            if name in self._activations and name not in self.outputs and not self.only_feeds_relu(name)
+        }
+        return tuple(name for name in names if name in wanted and name in self._float_tensors)
+
+    @cached_property
+    def _activations(self) -> frozenset[str]:
+        found = {self.input}
+        for node in self.nodes:
+            if found.intersection(node.input):
+                found.update(name for name in node.output if name)
+        return frozenset(found)
+
+    @cached_property
+    def _float_tensors(self) -> frozenset[str]:
+        inferred = onnx.shape_inference.infer_shapes(self.model).graph
+        known = {
+            item.name: item.type.tensor_type.elem_type
+            for item in (*inferred.value_info, *inferred.input, *inferred.output)
+        }
+        return frozenset(n for n in self._activations if known.get(n, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT)
+
+
+def read_network(path: Path) -> Network:
+    """A float ONNX file, checked for what calibration needs.
+
+    Raises:
+        GraphError: The file cannot be read, is quantised already, is not FP32, or has another number of inputs
+            than one.
+    """
+    try:
+        data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
+    except OSError as error:
+        raise GraphError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # protobuf's DecodeError has no public base
+        raise GraphError(
+            f"{path} is not an ONNX file ({first_line(error)}): make one with resnet-export onnx"
+        ) from error
+    if not model.graph.node:
+        raise GraphError(f"{path} is not an ONNX file, or has no nodes: make one with resnet-export onnx")
+    if any(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer):
+        model = _with_external_data(path)
+    _check(model, str(path))
+    return Network(model, sha256(data).hexdigest())
+
+
+def _with_external_data(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path)
+    except Exception as error:
+        raise GraphError(
+            f"{path} keeps its weights in other files, which cannot be read: {first_line(error)}"
+        ) from error
+
+
+def _check(model: onnx.ModelProto, name: str) -> None:
+    present = sorted({node.op_type for node in model.graph.node} & QUANTISED)
+    if present:
+        raise GraphError(
+            f"{name} is quantised already (it has {', '.join(present)}): give the FP32 file it was made from"
+        )
+    inputs = _inputs(model)
+    if len(inputs) != 1:
+        named = ", ".join(item.name for item in inputs) or "none"
+        raise GraphError(f"{name} has {len(inputs)} inputs ({named}), expected one batch of images")
+    kind = inputs[0].type.tensor_type
+    halves = any(item.data_type == onnx.TensorProto.FLOAT16 for item in model.graph.initializer)
+    if kind.elem_type != onnx.TensorProto.FLOAT or halves:
+        raise GraphError(f"{name} is not FP32: calibrate the FP32 file, and give precisions to the target")
+    if len(kind.shape.dim) != 4:
+        raise GraphError(f"{name} takes {len(kind.shape.dim)} dimensions, expected images [N,C,H,W]")
+
+
+def _inputs(model: onnx.ModelProto) -> Sequence[onnx.ValueInfoProto]:
+    constants = {item.name for item in model.graph.initializer}
+    return [item for item in model.graph.input if item.name not in constants]
+
+
+def _shares(node: onnx.NodeProto) -> bool:
+    if node.op_type != "Pad":
+        return node.op_type in SHARING
+    mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
+    # A constant other than zero could lie outside the range; zero never does.
+    return mode != b"constant" or len(node.input) < 3 or not node.input[2]
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Value of an attribute, or ``default`` where the node does not have it."""
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def input_size(network: Network) -> tuple[int | None, int, int | None, int | None]:
+    """Batch, channels, height and width of the input; ``None`` where they are free.
+
+    Raises:
+        GraphError: The number of channels is not fixed.
+    """
+    dims = _inputs(network.model)[0].type.tensor_type.shape.dim
+    sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
+    if sizes[1] is None:
+        raise GraphError("the number of input channels is free: export the model with a fixed one")
+    return sizes[0], sizes[1], sizes[2], sizes[3]
