@@ -92,7 +92,7 @@ class Network:
 
     def source(self, name: str) -> str:
         """The tensor whose range ``name`` has: itself, or the one that operators of :data:`SHARING` took."""
-        while (node := self.producers.get(name)) is not None and _shares(node):
+        while (node := self.producers.get(name)) is not None and self._shares(node):
             name = node.input[0]
         return name
 
@@ -108,7 +108,12 @@ class Network:
             return False
         if node.op_type in ("Relu", "Sigmoid", "Softmax"):
             return True
-        passed_on = _shares(node) or node.op_type in ("GlobalAveragePool", "AveragePool", "ReduceMean", "GlobalMaxPool")
+        passed_on = self._shares(node) or node.op_type in (
+            "GlobalAveragePool",
+            "AveragePool",
+            "ReduceMean",
+            "GlobalMaxPool",
+        )
         return passed_on and self.non_negative(node.input[0])
 
     @cached_property
@@ -125,6 +130,13 @@ class Network:
             if name in self._activations and name not in self.outputs and not self.only_feeds_relu(name)
         }
         return tuple(name for name in names if name in wanted and name in self._float_tensors)
+
+    def _shares(self, node: onnx.NodeProto) -> bool:
+        if node.op_type != "Pad" or attribute(node, "mode", b"constant") != b"constant":
+            return node.op_type in SHARING
+        # A constant other than zero could lie outside the range; zero never does.
+        value = node.input[2] if len(node.input) > 2 else ""
+        return not value or (value in self.initializers and not self.initializers[value].any())
 
     @cached_property
     def _activations(self) -> frozenset[str]:
@@ -198,14 +210,6 @@ def _check(model: onnx.ModelProto, name: str) -> None:
 def _inputs(model: onnx.ModelProto) -> Sequence[onnx.ValueInfoProto]:
     constants = {item.name for item in model.graph.initializer}
     return [item for item in model.graph.input if item.name not in constants]
-
-
-def _shares(node: onnx.NodeProto) -> bool:
-    if node.op_type != "Pad":
-        return node.op_type in SHARING
-    mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
-    # A constant other than zero could lie outside the range; zero never does.
-    return mode != b"constant" or len(node.input) < 3 or not node.input[2]
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
