@@ -7,14 +7,14 @@ chosen so that the outputs of one fit into a fixed amount of memory, so memory d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from calibration.graph import Network, input_size
+from calibration.graph import Network, input_size, with_shapes
 from calibration.observers import Observer
 from runtimes.errors import DataError, GraphError, InputError, UnavailableError, first_line, missing_package
 
@@ -37,11 +37,11 @@ class Collector:
         network: The float model.
         providers: ONNX Runtime's execution providers, first choice first.
         threads: Threads of one operator; ``None``: one per core.
-        observers: Statistics to go on from, by tensor name; none: start anew.
+        observers: Statistics to go on from, by tensor name, which stay as they are; none: start anew.
 
     Raises:
         UnavailableError: ONNX Runtime or a provider is missing.
-        GraphError: ONNX Runtime cannot load the model.
+        GraphError: There is nothing to observe, or ONNX Runtime cannot load the model.
         DataError: ``observers`` are of other tensors.
 
     Attributes:
@@ -54,40 +54,73 @@ class Collector:
         *,
         providers: Sequence[str] = ("CPUExecutionProvider",),
         threads: int | None = None,
-        observers: dict[str, Observer] | None = None,
+        observers: Mapping[str, Observer] | None = None,
     ) -> None:
         if not network.observed:
             raise GraphError("the model has no tensor to observe: expected a network with convolutions")
-        if observers is not None and set(observers) != set(network.observed):
+        if observers and set(observers) != set(network.observed):
             raise DataError("the statistics to go on from are of other tensors: start the calibration anew")
-        self._network = network
-        self.observers = {name: (observers or {}).get(name) or Observer() for name in network.observed}
+        self._input = network.input
+        self._sizes = input_size(network)
+        # Copies: they are of somebody else's ranges, whose number of images would not be true any more.
+        self.observers = {name: Observer().merged((observers or {}).get(name, Observer())) for name in network.observed}
         self._session = _session(network, providers, threads)
 
     def update(self, batch: Tensor) -> None:
         """Run one batch and take in its activations.
 
         Args:
-            batch: float32 ``[N, C, H, W]``, preprocessed.
+            batch: float32 ``[N, C, H, W]``, preprocessed. Where the model's batch is fixed, ``N`` can be less.
 
         Raises:
-            DataError: The batch does not fit the model, or an activation is NaN or infinite; names the first
-                such tensor in the order of computation.
+            DataError: The batch does not fit the model or the statistics to go on from, or an activation is NaN or
+                infinite; names the first such tensor in the order of computation. No statistics have changed then.
         """
+        fed = self._filled(batch)
         try:
-            outputs = self._session.run(list(self.observers), {self._network.input: batch})
+            outputs = self._session.run(list(self.observers), {self._input: fed})
         except Exception as error:  # ONNX Runtime's classes share no other base
             raise DataError(f"ONNX Runtime failed on a batch {list(batch.shape)}: {first_line(error)}") from error
         # All are looked at before any is taken in: a failed batch must not count in half of the tensors.
-        for name, values in zip(self.observers, outputs, strict=True):
-            if not math.isfinite(float(np.sum(values, dtype=np.float32))) and not np.isfinite(values).all():
-                kind = "NaN" if np.isnan(values).any() else "infinite"
-                raise DataError(
-                    f"the tensor {name} is {kind}: it is the first one; check the checkpoint, and that the "
-                    f"preprocessing is the model's own"
-                )
-        for name, values in zip(self.observers, outputs, strict=True):
-            self.observers[name].update(np.asarray(values).reshape(*values.shape[:2], -1))
+        rows = [self._rows(name, values, fed) for name, values in zip(self.observers, outputs, strict=True)]
+        for observer, values in zip(self.observers.values(), rows, strict=True):
+            observer.update(values[: len(batch)])
+
+    def _filled(self, batch: Tensor) -> Tensor:
+        """A batch that fits the model: the last one of a set may be short where the model's own is fixed."""
+        fixed, *image = self._sizes
+        fits = batch.ndim == 4 and batch.size > 0 and (fixed is None or len(batch) <= fixed)
+        fits = fits and all(own in (None, given) for own, given in zip(image, batch.shape[1:], strict=True))
+        if not fits or batch.dtype != np.float32:
+            expected = ", ".join("any" if size is None else str(size) for size in self._sizes)
+            raise DataError(f"a batch is {batch.dtype} {list(batch.shape)}: the model takes float32 [{expected}]")
+        if fixed is None or len(batch) == fixed:
+            return batch
+        return np.concatenate([batch, np.repeat(batch[-1:], fixed - len(batch), axis=0)])
+
+    def _rows(self, name: str, values: Tensor, fed: Tensor) -> Tensor:
+        """The activations of one tensor, finite, as ``[N, C, M]``."""
+        if values.ndim == 0 or values.size == 0 or len(values) != len(fed):
+            raise DataError(
+                f"the tensor {name} has the shape {list(values.shape)} for a batch of {len(fed)}: "
+                f"expected values for each image"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum may overflow where no value does
+            total = float(np.sum(values, dtype=np.float32))
+        if not math.isfinite(total) and not np.isfinite(values).all():
+            kind = "NaN" if np.isnan(values).any() else "infinite"
+            raise DataError(
+                f"the tensor {name} is {kind}: it is the first one; check the checkpoint, and that the "
+                f"preprocessing is the model's own"
+            )
+        rows = values.reshape(*values.shape[:2], -1)
+        known = len(self.observers[name].channel_low)
+        if known not in (0, rows.shape[1]):
+            raise DataError(
+                f"the tensor {name} has {rows.shape[1]} channels, the statistics to go on from have {known}: "
+                f"start the calibration anew"
+            )
+        return rows
 
 
 def collect(collector: Collector, batches: Iterable[Tensor], progress: Progress | None = None) -> int:
@@ -129,7 +162,8 @@ def batch_size(network: Network, height: int, width: int) -> int:
     """
     fixed, channels, *size = input_size(network)
     if any(own not in (None, given) for own, given in zip(size, (height, width), strict=True)):
-        raise InputError(f"images are {height}x{width}, the model takes {size[0]}x{size[1]}")
+        own_height, own_width = ("any" if own is None else own for own in size)
+        raise InputError(f"images are {height}x{width}, the model takes {own_height}x{own_width}")
     if fixed is not None:
         return fixed
     values = _values_per_image(network, (1, channels, height, width))
@@ -146,7 +180,7 @@ def _values_per_image(network: Network, shape: Sequence[int]) -> int:
     del model.graph.value_info[:]
     for item in model.graph.output:
         item.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    inferred = with_shapes(model, data_prop=True)
     sizes = {
         item.name: math.prod(dim.dim_value or 1 for dim in item.type.tensor_type.shape.dim)
         for item in (*inferred.value_info, *inferred.input)
@@ -159,10 +193,7 @@ def _session(network: Network, providers: Sequence[str], threads: int | None) ->
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime") from error
-    missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
-    if missing:
-        present = ", ".join(onnxruntime.get_available_providers())
-        raise UnavailableError(f"{missing[0]} is not available: this onnxruntime has {present}")
+    _require(providers, onnxruntime.get_available_providers(), "this onnxruntime has")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # every failure is raised here, so stderr need not hold it a second time
     # The arena keeps what the largest batch needed; outputs are handed over and would be counted twice.
@@ -170,11 +201,20 @@ def _session(network: Network, providers: Sequence[str], threads: int | None) ->
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             observable(network).SerializeToString(), options, providers=list(providers), enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's classes share no other base
         raise GraphError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
+    # A provider can be compiled in and still fail to start, for want of a driver: the session runs without it then.
+    _require(providers, session.get_providers(), "the session started with")
+    return session
+
+
+def _require(providers: Sequence[str], present: Sequence[str], where: str) -> None:
+    missing = [name for name in providers if name not in present]
+    if missing:
+        raise UnavailableError(f"{missing[0]} is not available: {where} {', '.join(present)}")
 
 
 def observable(network: Network) -> onnx.ModelProto:
@@ -189,6 +229,7 @@ def observable(network: Network) -> onnx.ModelProto:
 
 def tool_versions() -> dict[str, Any]:
     """Versions of the packages whose arithmetic shapes the ranges."""
-    from importlib import metadata
+    import onnxruntime
 
-    return {name: metadata.version(name) for name in ("numpy", "onnx", "onnxruntime")}
+    # Asked of the modules: what imports as onnxruntime may be installed as onnxruntime-gpu.
+    return {module.__name__: module.__version__ for module in (np, onnx, onnxruntime)}

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
@@ -28,6 +30,10 @@ QUANTISED = frozenset(
      "DynamicQuantizeLinear", "QGemm", "QLinearAdd"}
 )  # fmt: skip
 
+_HALF = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
+# Their outputs depend on the input's shape, which is no activation: nothing made of it has a range.
+_OF_SHAPES = frozenset({"Shape", "Size"})
+
 Array = npt.NDArray[Any]
 
 
@@ -37,7 +43,7 @@ class Network:
 
     Attributes:
         model: The model; never changed.
-        sha256: Of the file's bytes, 64 hex digits.
+        sha256: Of the file's bytes, followed by those of weights that it keeps in other files; 64 hex digits.
     """
 
     model: onnx.ModelProto
@@ -53,8 +59,8 @@ class Network:
         """Constants by name, those of ``Constant`` nodes among them."""
         found = {item.name: numpy_helper.to_array(item) for item in self.model.graph.initializer}
         for node in self.nodes:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+            if node.op_type == "Constant" and (value := _constant(node)) is not None:
+                found[node.output[0]] = value
         return found
 
     @cached_property
@@ -87,7 +93,7 @@ class Network:
         return next((item.version for item in self.model.opset_import if item.domain in ("", "ai.onnx")), 0)
 
     def is_activation(self, name: str) -> bool:
-        """Whether a tensor depends on the input."""
+        """Whether a tensor depends on the values of the input, not only on its shape."""
         return name in self._activations
 
     def source(self, name: str) -> str:
@@ -136,19 +142,21 @@ class Network:
             return node.op_type in SHARING
         # A constant other than zero could lie outside the range; zero never does.
         value = node.input[2] if len(node.input) > 2 else ""
-        return not value or (value in self.initializers and not self.initializers[value].any())
+        if not value:
+            return not attribute(node, "value", 0.0)  # before opset 11 it was an attribute
+        return value in self.initializers and not self.initializers[value].any()
 
     @cached_property
     def _activations(self) -> frozenset[str]:
         found = {self.input}
         for node in self.nodes:
-            if found.intersection(node.input):
+            if node.op_type not in _OF_SHAPES and found.intersection(node.input):
                 found.update(name for name in node.output if name)
         return frozenset(found)
 
     @cached_property
     def _float_tensors(self) -> frozenset[str]:
-        inferred = onnx.shape_inference.infer_shapes(self.model).graph
+        inferred = with_shapes(self.model)
         known = {
             item.name: item.type.tensor_type.elem_type
             for item in (*inferred.value_info, *inferred.input, *inferred.output)
@@ -160,8 +168,8 @@ def read_network(path: Path) -> Network:
     """A float ONNX file, checked for what calibration needs.
 
     Raises:
-        GraphError: The file cannot be read, is quantised already, is not FP32, or has another number of inputs
-            than one.
+        GraphError: The file cannot be read, is quantised already, is not FP32, has another number of inputs than
+            one, or its nodes are not in the order of computation.
     """
     try:
         data = path.read_bytes()
@@ -174,19 +182,19 @@ def read_network(path: Path) -> Network:
         ) from error
     if not model.graph.node:
         raise GraphError(f"{path} is not an ONNX file, or has no nodes: make one with resnet-export onnx")
-    if any(item.data_location == onnx.TensorProto.EXTERNAL for item in model.graph.initializer):
-        model = _with_external_data(path)
-    _check(model, str(path))
-    return Network(model, sha256(data).hexdigest())
-
-
-def _with_external_data(path: Path) -> onnx.ModelProto:
+    digest = sha256(data)
+    external = [item for item in _tensors(model) if item.data_location == onnx.TensorProto.EXTERNAL]
     try:
-        return onnx.load(path)
+        onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as error:
         raise GraphError(
             f"{path} keeps its weights in other files, which cannot be read: {first_line(error)}"
         ) from error
+    # The file only names them: without their values, retrained weights would pass for the same model.
+    for item in external:
+        digest.update(item.raw_data)
+    _check(model, str(path))
+    return Network(model, digest.hexdigest())
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:
@@ -200,11 +208,60 @@ def _check(model: onnx.ModelProto, name: str) -> None:
         named = ", ".join(item.name for item in inputs) or "none"
         raise GraphError(f"{name} has {len(inputs)} inputs ({named}), expected one batch of images")
     kind = inputs[0].type.tensor_type
-    halves = any(item.data_type == onnx.TensorProto.FLOAT16 for item in model.graph.initializer)
+    halves = any(item.data_type in _HALF for item in _tensors(model))
     if kind.elem_type != onnx.TensorProto.FLOAT or halves:
         raise GraphError(f"{name} is not FP32: calibrate the FP32 file, and give precisions to the target")
     if len(kind.shape.dim) != 4:
         raise GraphError(f"{name} takes {len(kind.shape.dim)} dimensions, expected images [N,C,H,W]")
+    _check_order(model.graph, name)
+
+
+def _check_order(graph: onnx.GraphProto, name: str) -> None:
+    """ONNX demands it, ONNX Runtime does not: unsorted nodes would make activations look like constants here."""
+    constants = (*graph.initializer, *(item.values for item in graph.sparse_initializer))
+    known = {"", *(item.name for item in chain(graph.input, constants))}
+    for node in graph.node:
+        missing = [item for item in node.input if item not in known]
+        if missing:
+            raise GraphError(
+                f"{name}: node {node.name or node.op_type} takes {missing[0]}, which nothing before it makes: "
+                f"save the model with its nodes in the order of computation"
+            )
+        known.update(node.output)
+
+
+def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """All that hold values: initializers, and the constants inside nodes."""
+    inside = (item.t for node in model.graph.node for item in node.attribute if item.HasField("t"))
+    return [*model.graph.initializer, *inside]
+
+
+def _constant(node: onnx.NodeProto) -> Array | None:
+    """What a ``Constant`` node holds: a tensor, numbers, or a number; ``None`` for text and sparse tensors."""
+    for item in node.attribute:
+        if item.name == "value":
+            return numpy_helper.to_array(item.t)
+        if item.name in ("value_float", "value_floats"):
+            return np.array(onnx.helper.get_attribute_value(item), np.float32)
+        if item.name in ("value_int", "value_ints"):
+            return np.array(onnx.helper.get_attribute_value(item), np.int64)
+    return None
+
+
+def with_shapes(model: onnx.ModelProto, *, data_prop: bool = False) -> onnx.GraphProto:
+    """The graph of a model, with the types and shapes of the tensors inside as far as they can be known.
+
+    Args:
+        model: Left as it is.
+        data_prop: Whether shapes that the graph computes are followed too.
+
+    Raises:
+        GraphError: An operator is of a set that the model does not import.
+    """
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=data_prop).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise GraphError(f"the shapes inside the model cannot be inferred: {first_line(error)}") from error
 
 
 def _inputs(model: onnx.ModelProto) -> Sequence[onnx.ValueInfoProto]:

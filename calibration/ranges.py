@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from calibration.checks import is_count
 from calibration.observers import Observer
 from calibration.preprocess import Preprocessing
-from runtimes.errors import DataError
+from runtimes.errors import DataError, InputError, first_line
 
 FORMAT: Final = "resnet_export.ranges"
 VERSION: Final = 1
@@ -84,7 +85,7 @@ class Ranges:
     def _differs(self, what: str, mine: str, other: str, fields: str = "") -> DataError:
         detail = f" ({fields})" if fields else ""
         return DataError(
-            f"the ranges are of another {_WHAT[what]}: they have {mine}, given is {other}{detail}: "
+            f"the ranges are of another {_WHAT[what]}: they have {mine or 'none'}, given is {other or 'none'}{detail}: "
             f"calibrate again, or give what they were made from"
         )
 
@@ -120,23 +121,40 @@ class Ranges:
             raise DataError("this is not a ranges file: make one with resnet-export calibrate")
         if value.get("version") != VERSION:
             raise DataError(
-                f"the ranges file is of version {value.get('version')}, expected {VERSION}: calibrate again"
+                f"the ranges file is of version {value.get('version')!r}, expected {VERSION}: calibrate again"
             )
         try:
             ranges = cls(
-                model_sha256=str(value["model_sha256"]),
+                model_sha256=_text(value, "model_sha256"),
                 preprocessing=Preprocessing.from_json(value["preprocessing"]),
-                images=int(value["images"]),
-                images_sha256=str(value["images_sha256"]),
-                tensors={str(name): Observer.from_json(row) for name, row in value["tensors"].items()},
-                tools=dict(value["tools"]),
+                images=_count(value, "images"),
+                images_sha256=_text(value, "images_sha256"),
+                tensors={name: Observer.from_json(row) for name, row in value["tensors"].items()},
+                tools={name: str(version) for name, version in value["tools"].items()},
             )
-            claimed = value["preprocessing_sha256"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            claimed = _text(value, "preprocessing_sha256")
+        # Python reads Infinity as JSON, and cannot make a whole number of it: hence the overflow.
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"the ranges file is damaged ({error!r}): calibrate again") from error
+        except DataError:
+            raise
+        except InputError as error:
+            raise DataError(f"the ranges file is damaged ({first_line(error)}): calibrate again") from error
         if claimed != ranges.preprocessing_sha256:
             raise DataError("the preprocessing in the ranges file was changed: calibrate again")
         return ranges
+
+
+def _text(value: Mapping[str, Any], name: str) -> str:
+    if not isinstance(value[name], str):
+        raise TypeError(f"{name} is {value[name]!r}")
+    return str(value[name])
+
+
+def _count(value: Mapping[str, Any], name: str) -> int:
+    if not is_count(value[name]):
+        raise ValueError(f"{name} is {value[name]!r}")
+    return int(value[name])
 
 
 def read_ranges(path: Path) -> Ranges:
@@ -149,7 +167,7 @@ def read_ranges(path: Path) -> Ranges:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}): make a ranges file with resnet-export calibrate") from error
     try:
         return Ranges.from_json(value)
