@@ -143,7 +143,7 @@ class Histogram:
             raw = zlib.decompress(base64.b64decode(value["counts"], validate=True))
             counts = np.frombuffer(raw, "<i8")
             first, histogram.exponent, histogram.zeros = (int(value[name]) for name in ("first", "exponent", "zeros"))
-        except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, binascii.Error, zlib.error) as error:
             raise DataError(f"a histogram is damaged ({error}): collect the ranges again") from error
         sound = _SMALLEST <= histogram.exponent <= _LARGEST and histogram.zeros >= 0
         sound = sound and 0 <= first <= 2 * BINS - len(counts)

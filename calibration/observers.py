@@ -55,7 +55,8 @@ class Observer:
             channels = len(self.channel_low) if self.images else "C"
             raise DataError(f"a batch has the shape {list(batch.shape)}: expected [N,{channels},...], not empty")
         flat = np.ascontiguousarray(batch).reshape(*batch.shape[:2], -1)  # [N,C,...] -> [N,C,M]
-        lows, highs = flat.min(axis=2), flat.max(axis=2)  # [N,C]; NaN spreads
+        # [N,C]; NaN spreads. Adding 0 makes one zero of the two, or -0 and 0 would depend on the order of the images.
+        lows, highs = flat.min(axis=2) + np.float32(0), flat.max(axis=2) + np.float32(0)
         low, high = float(lows.min()), float(highs.max())
         if not np.isfinite(low) or not np.isfinite(high):
             kind = "NaN" if np.isnan(low) or np.isnan(high) else "infinity"
@@ -128,11 +129,13 @@ class Observer:
             observer.channel_low = np.array(value["channel_low"], np.float32)
             observer.channel_high = np.array(value["channel_high"], np.float32)
             histogram = value["histogram"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"statistics of a tensor are damaged ({error}): collect the ranges again") from error
         observer.histogram = Histogram.from_json(histogram)
-        finite = np.isfinite([observer.low, observer.high]).all() and np.isfinite(observer.channel_low).all()
-        if observer.images < 1 or not finite or observer.channel_low.shape != observer.channel_high.shape:
+        lows, highs = observer.channel_low, observer.channel_high
+        finite = all(np.isfinite(part).all() for part in ([observer.low, observer.high], lows, highs))
+        shaped = lows.ndim == 1 and lows.shape == highs.shape
+        if observer.images < 1 or not finite or not shaped or observer.low > observer.high:
             raise DataError("statistics of a tensor are damaged (not finite, or of no images): collect them again")
         return observer
 
