@@ -137,6 +137,11 @@ class Network:
         }
         return tuple(name for name in names if name in wanted and name in self._float_tensors)
 
+    @cached_property
+    def observed_set(self) -> frozenset[str]:
+        """:attr:`observed`, for looking up."""
+        return frozenset(self.observed)
+
     def _shares(self, node: onnx.NodeProto) -> bool:
         if node.op_type != "Pad" or attribute(node, "mode", b"constant") != b"constant":
             return node.op_type in SHARING
