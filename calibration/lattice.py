@@ -71,10 +71,8 @@ def on_lattice(network: Network, contract: Preprocessing, goal: Target, seen: Ob
 
 
 def _obstacle(network: Network, contract: Preprocessing, seen: Observer) -> str:
-    if contract.color == "raw":
-        return "the input is arrays, not pixels"
-    if input_size(network)[1] != len(contract.mean):
-        return "the contract has another number of channels"
+    if contract.color == "raw" or input_size(network)[1] != len(contract.mean):
+        return "the input is arrays, not pixels, or has other channels than the contract"
     takers = network.consumers.get(network.input, ())
     if not takers or any(node.op_type != "Conv" for node in takers):
         return "the input does not go straight into convolutions"

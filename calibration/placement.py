@@ -221,10 +221,8 @@ def place(network: Network, goal: Target, keep: frozenset[str] = frozenset()) ->
 
 def _obstacle(network: Network, node: onnx.NodeProto) -> str:
     """Why a node with weights cannot be quantised; empty where it can."""
-    if node.op_type not in WEIGHTED:
-        return f"{node.op_type} has no 8-bit form here"
-    if not network.is_activation(node.input[0]):
-        return "its data does not come from the input"
+    if node.op_type not in WEIGHTED or not network.is_activation(node.input[0]):
+        return f"{node.op_type} has no 8-bit form here, or its data does not come from the input"
     if any(name and name not in network.initializers for name in node.input[1:]):
         return "its weights or its bias are computed, not stored"
     rank = network.initializers[node.input[1]].ndim

@@ -3,8 +3,8 @@
 Weights are stored as INT8 behind one ``DequantizeLinear``; each 8-bit activation is a pair behind the node that makes
 it. Two things are more:
 
-*Offsets.* Where a target has no zero points, values that cannot be negative are stored less ``c = 128 * scale``, so that
-[-128, 127] holds them all. Saturation at -128 is then the ReLU, and every constant goes into a bias::
+*Offsets.* Where a target has no zero points, values that cannot be negative are stored less ``c = 128 * scale``, so
+that [-128, 127] holds them all. Saturation at -128 is then the ReLU, and every constant goes into a bias::
 
     stored = real - offset
     Conv     bias + offset_in * sum(W)        padding becomes an explicit Pad by -offset_in, which is the real zero
