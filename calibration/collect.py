@@ -7,7 +7,9 @@ chosen so that the outputs of one fit into a fixed amount of memory, so memory d
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -65,6 +67,7 @@ class Collector:
         # Copies: they are of somebody else's ranges, whose number of images would not be true any more.
         self.observers = {name: Observer().merged((observers or {}).get(name, Observer())) for name in network.observed}
         self._session = _session(network, providers, threads)
+        self._threads = threads or _processors()
 
     def update(self, batch: Tensor) -> None:
         """Run one batch and take in its activations.
@@ -81,10 +84,11 @@ class Collector:
             outputs = self._session.run(list(self.observers), {self._input: fed})
         except Exception as error:  # ONNX Runtime's classes share no other base
             raise DataError(f"ONNX Runtime failed on a batch {list(batch.shape)}: {first_line(error)}") from error
-        # All are looked at before any is taken in: a failed batch must not count in half of the tensors.
-        rows = [self._rows(name, values, fed) for name, values in zip(self.observers, outputs, strict=True)]
-        for observer, values in zip(self.observers.values(), rows, strict=True):
-            observer.update(values[: len(batch)])
+        rows = [self._rows(name, each, fed)[: len(batch)] for name, each in zip(self.observers, outputs, strict=True)]
+        with ThreadPoolExecutor(self._threads) as pool:  # numpy lets go of the lock in all that takes long
+            # All are looked at before any is taken in: a failed batch must not count in half of the tensors.
+            extremes = list(pool.map(_extremes, self.observers, self.observers.values(), rows))
+            list(pool.map(Observer.update, self.observers.values(), rows, extremes))
 
     def _filled(self, batch: Tensor) -> Tensor:
         """A batch that fits the model: the last one of a set may be short where the model's own is fixed."""
@@ -99,19 +103,11 @@ class Collector:
         return np.concatenate([batch, np.repeat(batch[-1:], fixed - len(batch), axis=0)])
 
     def _rows(self, name: str, values: Tensor, fed: Tensor) -> Tensor:
-        """The activations of one tensor, finite, as ``[N, C, M]``."""
+        """The activations of one tensor as ``[N, C, M]``."""
         if values.ndim == 0 or values.size == 0 or len(values) != len(fed):
             raise DataError(
                 f"the tensor {name} has the shape {list(values.shape)} for a batch of {len(fed)}: "
                 f"expected values for each image"
-            )
-        with np.errstate(over="ignore", invalid="ignore"):  # a sum may overflow where no value does
-            total = float(np.sum(values, dtype=np.float32))
-        if not math.isfinite(total) and not np.isfinite(values).all():
-            kind = "NaN" if np.isnan(values).any() else "infinite"
-            raise DataError(
-                f"the tensor {name} is {kind}: it is the first one; check the checkpoint, and that the "
-                f"preprocessing is the model's own"
             )
         rows = values.reshape(*values.shape[:2], -1)
         known = len(self.observers[name].channel_low)
@@ -121,6 +117,18 @@ class Collector:
                 f"start the calibration anew"
             )
         return rows
+
+
+def _extremes(name: str, observer: Observer, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Of one tensor, whose values have to be finite."""
+    try:
+        return observer.extremes(rows)
+    except DataError as error:
+        kind = "NaN" if np.isnan(rows).any() else "infinite"
+        raise DataError(
+            f"the tensor {name} is {kind}: it is the first one; check the checkpoint, and that the "
+            f"preprocessing is the model's own"
+        ) from error
 
 
 def collect(collector: Collector, batches: Iterable[Tensor], progress: Progress | None = None) -> int:
@@ -196,8 +204,8 @@ def _session(network: Network, providers: Sequence[str], threads: int | None) ->
     _require(providers, onnxruntime.get_available_providers(), "this onnxruntime has")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # every failure is raised here, so stderr need not hold it a second time
-    # The arena keeps what the largest batch needed; outputs are handed over and would be counted twice.
-    options.enable_cpu_mem_arena = False
+    # Threads that wait for the next operator in a loop would take the cores from the observers.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
@@ -209,6 +217,11 @@ def _session(network: Network, providers: Sequence[str], threads: int | None) ->
     # A provider can be compiled in and still fail to start, for want of a driver: the session runs without it then.
     _require(providers, session.get_providers(), "the session started with")
     return session
+
+
+def _processors() -> int:
+    """Processors that this process may use: a container may have two of a machine's hundred."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require(providers: Sequence[str], present: Sequence[str], where: str) -> None:

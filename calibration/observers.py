@@ -41,11 +41,14 @@ class Observer:
         self.histogram = Histogram()
         self._low_sum, self._high_sum = 0, 0  # of each image's extremes, in units of 2**-149
 
-    def update(self, batch: Float32) -> None:
-        """Take in one batch; an observer that refuses one is as before.
+    def extremes(self, batch: Float32) -> tuple[Float32, Float32]:
+        """The smallest and the largest value of each channel of each image, where the batch can be taken in.
 
         Args:
             batch: float32 ``[N, C, ...]``, ``N`` images of ``C`` channels.
+
+        Returns:
+            Two arrays, float32 ``[N, C]``.
 
         Raises:
             DataError: The batch is empty, has another number of channels than those before, or holds NaN or
@@ -54,14 +57,28 @@ class Observer:
         if batch.ndim < 2 or batch.size == 0 or (self.images and batch.shape[1] != len(self.channel_low)):
             channels = len(self.channel_low) if self.images else "C"
             raise DataError(f"a batch has the shape {list(batch.shape)}: expected [N,{channels},...], not empty")
-        flat = np.ascontiguousarray(batch).reshape(*batch.shape[:2], -1)  # [N,C,...] -> [N,C,M]
+        flat = batch.reshape(*batch.shape[:2], -1)  # [N,C,...] -> [N,C,M]
         # [N,C]; NaN spreads. Adding 0 makes one zero of the two, or -0 and 0 would depend on the order of the images.
         lows, highs = flat.min(axis=2) + np.float32(0), flat.max(axis=2) + np.float32(0)
         low, high = float(lows.min()), float(highs.max())
         if not np.isfinite(low) or not np.isfinite(high):
             kind = "NaN" if np.isnan(low) or np.isnan(high) else "infinity"
             raise DataError(f"values of {kind}: expected finite numbers")
-        self.histogram.add(flat, low, high)
+        return lows, highs
+
+    def update(self, batch: Float32, extremes: tuple[Float32, Float32] | None = None) -> None:
+        """Take in one batch; an observer that refuses one is as before.
+
+        Args:
+            batch: float32 ``[N, C, ...]``, ``N`` images of ``C`` channels.
+            extremes: What :meth:`extremes` gave for it, for callers that looked at the batch before.
+
+        Raises:
+            DataError: See :meth:`extremes`.
+        """
+        lows, highs = extremes or self.extremes(batch)
+        low, high = float(lows.min()), float(highs.max())
+        self.histogram.add(batch, low, high)
         first = not self.images
         self.channel_low = lows.min(axis=0) if first else np.minimum(self.channel_low, lows.min(axis=0))
         self.channel_high = highs.max(axis=0) if first else np.maximum(self.channel_high, highs.max(axis=0))

@@ -24,7 +24,13 @@ _INTERRUPTED, _OWN_FAULT = 130, 70
 # Command -> its module and the line that `--help` shows, so that `--help` imports none of the modules.
 _COMMANDS = {
     "onnx": ("exporter.cli.onnx", "Fold, export, simplify and prove a model: PyTorch in, ONNX out."),
+    "calibrate": (
+        "exporter.cli.calibrate",
+        "Read the ranges of a model's activations off images: ONNX in, ranges out.",
+    ),
+    "lint": ("exporter.cli.lint", "Check a quantised file of any maker for the runtime that it is meant for."),
     "inspect": ("exporter.cli.inspect", "Show a model's data flow, residual blocks, checks and cost."),
+    "quantize": ("exporter.cli.quantize", "Make an INT8 file for one target, and say what it cost."),
     "completion": ("exporter.cli.completion", "Print the completion script for a shell."),
 }
 
@@ -51,6 +57,7 @@ Examples:
   resnet-export onnx checkpoint.pth -o model.onnx --data images/
   resnet-export onnx resnet50 --weights checkpoint.pth -o model.onnx --opset 13
   resnet-export onnx timm:resnet50d --weights DEFAULT -o model.onnx --precision fp16
+  resnet-export calibrate model.onnx --data images/ -o ranges.json
 
 \b
 Exit codes:

@@ -1,0 +1,289 @@
+"""``resnet-export calibrate``: the ranges of a network's activations, read off once for all targets."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from exporter.cli.options import output_options, output_path, preprocessing_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from calibration.calibrate import Calibration
+    from calibration.graph import Network
+    from calibration.grids import Grid
+    from calibration.images import ImageFile
+    from calibration.observers import Observer
+    from calibration.preprocess import Preprocessing
+
+_EXAMPLES = """\b
+Examples:
+  A file of resnet-export onnx, which says itself how its images are preprocessed:
+    resnet-export calibrate r20.onnx --data images/train -o r20.ranges.json
+  All images, and the ranges that each method would choose:
+    resnet-export calibrate r20.onnx --data images/train --images 0 -o r20.ranges.json --verbose
+  A file from elsewhere:
+    resnet-export calibrate net.onnx --data images/ --preset imagenet -o net.ranges.json
+"""
+
+
+@click.command("calibrate", epilog=_EXAMPLES, short_help="Read the ranges of a model's activations off images.")
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="DIR",
+              help="Images such as the model will see: a folder, class folders, a list or an array file.")  # fmt: skip
+@output_path
+@click.option("--images", "image_count", type=click.IntRange(min=0), default=512, show_default=True, metavar="N",
+              help="How many of them, sampled evenly over classes; 0: all.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N",
+              help="Of the sample.")  # fmt: skip
+@click.option("--max-bad", type=click.FloatRange(0, 1), default=0.01, show_default=True, metavar="N",
+              help="Fraction of the images that may be unusable; they are skipped and listed.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=0), metavar="N",
+              help="Processes that decode images; default: as many as are worth it.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), metavar="N",
+              help="Threads that run the model; default: one per core.")  # fmt: skip
+@click.option("--provider", "providers", multiple=True, metavar="NAME", default=["CPUExecutionProvider"],
+              help="ONNX Runtime's execution provider; several: first choice first.")  # fmt: skip
+@click.option("--resume/--no-resume", default=True, show_default=True,
+              help="Keep what an interrupted run has in FILE.partial, and go on with it.")  # fmt: skip
+@preprocessing_options
+@output_options
+@click.option("-v", "--verbose", is_flag=True, help="Print the range of every tensor by every method.")
+@click.pass_obj
+def command(document: TextIO | None, /, **given: Any) -> None:
+    """Run MODEL.onnx over images once, and write the ranges of its activations.
+
+    One pass serves every method (minmax, average, percentile, entropy, mse) and every target: both are chosen when
+    the model is quantised. Images without which a range is poor (few, of one class, copies, wrong pixels) are warned
+    of. The file is bound to the model, the preprocessing and the images by their hashes.
+    """
+    silent = given["quiet"] or given["as_json"]
+    done = _run(given, None if silent else _Bar())
+    if document is not None:
+        from exporter.cli.stdout import write_document
+
+        write_document(document, _document(done))
+    elif not given["quiet"]:
+        from exporter.cli.console import stdout_console
+
+        _show(stdout_console(), done, given["verbose"])
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What the command did: where the ranges are, their hash, and seconds by stage."""
+
+    model: Path
+    output: Path
+    sha256: str
+    result: Calibration
+    resumed: int
+    seconds: dict[str, float]
+
+
+def _run(given: dict[str, Any], bar: _Bar | None) -> _Done:
+    from exporter.files import check_output, reserve
+    from exporter.quantisation_inputs import FIELDS, choose_images, contract_of, open_model
+
+    begin = time.perf_counter()
+    check_output(given["output"], [given["model"], given["data"]])
+    network, metadata = open_model(given["model"])
+    contract = contract_of(network, metadata, given["preset"], {name: given[name] for name in FIELDS})
+    files = choose_images(given["data"], given["image_count"], given["seed"])
+    with reserve(given["output"]) as output:
+        loaded = time.perf_counter()
+        state = output.path.with_name(f"{output.path.name}.partial") if given["resume"] else None
+        result, resumed = _observe(network, files, contract, given, state, bar)
+        observed = time.perf_counter()
+        digest = output.commit(result.ranges.dumps())
+    end = time.perf_counter()
+    seconds = {
+        "load": loaded - begin,
+        "calibrate": observed - loaded,
+        "of_it_forward": result.seconds,
+        "write": end - observed,
+        "total": end - begin,
+    }
+    return _Done(given["model"], output.path, digest, result, resumed, seconds)
+
+
+def _observe(
+    network: Network,
+    files: list[ImageFile],
+    contract: Preprocessing,
+    given: dict[str, Any],
+    state: Path | None,
+    bar: _Bar | None,
+) -> tuple[Calibration, int]:
+    """The calibration, and how many images of it an earlier run did."""
+    from calibration.calibrate import calibrate
+
+    heard: list[int] = []
+
+    def progress(images: int) -> None:
+        heard.append(images)
+        if bar:
+            bar.show(images, len(files))
+
+    try:
+        result = calibrate(
+            network, files, contract,
+            providers=given["providers"], threads=given["threads"], workers=given["workers"],
+            max_bad=given["max_bad"], state=state, progress=progress,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if bar:
+            bar.close()
+            if state is not None and state.exists():
+                bar.note(f"{state} holds the images done so far: the same command goes on from there")
+        raise
+    finally:
+        if bar:
+            bar.close()
+    if bar:
+        bar.finished(result.ranges.images - heard[0])
+    return result, heard[0]
+
+
+class _Bar:
+    """Progress on stderr: a bar where it is a terminal, and one line at the end where it is not."""
+
+    def __init__(self) -> None:
+        from exporter.cli.console import stderr_console
+
+        self._console = stderr_console()
+        self._bar: Progress | None = None
+        self._begin = time.perf_counter()
+
+    def show(self, images: int, total: int) -> None:
+        """Move the bar; the first call is where the run starts, which speed and time left are counted from."""
+        if not self._console.is_terminal:
+            return
+        if self._bar is None:
+            self._bar = _progress(self._console)
+            self._bar.add_task("observe", total=total, completed=images, first=images, speed="")
+        task = self._bar.tasks[0]
+        speed = (images - task.fields["first"]) / max(task.elapsed or 0.0, 1e-9)
+        self._bar.update(task.id, completed=images, speed=f"{speed:.1f} images/s" if speed else "")
+
+    def close(self) -> None:
+        """Take the bar away; also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def note(self, text: str) -> None:
+        """Say something beside the bar."""
+        from exporter.cli.console import print_notes
+
+        print_notes(self._console, (text,))
+
+    def finished(self, images: int) -> None:
+        """Say how long it took."""
+        from rich.text import Text
+
+        seconds = time.perf_counter() - self._begin
+        line = Text.assemble(("  ✓ ", "green"), f"{'observe':<20}", (f"{seconds:6.2f} s  ", "dim"))
+        self._console.print(line.append(f"{images} images, {images / seconds:.1f} images/s"), soft_wrap=True)
+
+
+def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    progress.start()
+    return progress
+
+
+def _grid(observer: Observer) -> tuple[str, Grid]:
+    """The 8 bits in which a range is shown; the one that counts is the target's."""
+    from calibration.grids import S8, U8
+
+    return ("uint8", U8) if observer.low >= 0 else ("int8", S8)
+
+
+def _methods(observer: Observer) -> dict[str, dict[str, float]]:
+    """What each method would choose: the range, and how real numbers become integers."""
+    from calibration.thresholds import METHODS, choose
+
+    grid = _grid(observer)[1]
+    found = {method: choose(observer, method, grid) for method in METHODS}
+    return {
+        method: {"low": each.low, "high": each.high, "scale": each.scale, "zero_point": each.zero_point}
+        for method, each in found.items()
+    }
+
+
+def _document(done: _Done) -> dict[str, Any]:
+    ranges = done.result.ranges
+    return {
+        "ranges": str(done.output),
+        "sha256": done.sha256,
+        "model": str(done.model),
+        "model_sha256": ranges.model_sha256,
+        "preprocessing": ranges.preprocessing.to_json(),
+        "preprocessing_sha256": ranges.preprocessing_sha256,
+        "images": ranges.images,
+        "images_of_an_earlier_run": done.resumed,
+        "images_sha256": ranges.images_sha256,
+        "tensors": [
+            {"name": name, "low": each.low, "high": each.high, "grid": _grid(each)[0], "methods": _methods(each)}
+            for name, each in ranges.tensors.items()
+        ],
+        "skipped": [{"path": str(file.path), "reason": file.reason} for file in done.result.bad],
+        "warnings": list(done.result.warnings),
+        "seconds": {name: round(value, 4) for name, value in done.seconds.items()},
+    }
+
+
+def _show(console: Console, done: _Done, verbose: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    ranges, result = done.result.ranges, done.result
+    earlier = f" ({done.resumed} of them by an earlier run)" if done.resumed else ""
+    facts = {
+        "model": f"{done.model}  ({ranges.model_sha256})",
+        "images": f"{ranges.images}{earlier}",
+        "tensors": str(len(ranges.tensors)),
+        "skipped": f"{len(result.bad)} files",
+        "warnings": str(len(result.warnings)),
+        "ranges": f"{done.output}  ({done.output.stat().st_size / 1e6:.1f} MB)",
+        "sha256": done.sha256,
+    }
+    table = Table.grid(padding=(0, 2))
+    for name, fact in facts.items():
+        table.add_row(Text(name, style="bold"), Text(fact))
+    console.print(table)
+    if verbose:
+        _show_tensors(console, done)
+    for file in result.bad:
+        console.print(Text.assemble(("  skipped  ", "yellow"), f"{file.path}: {file.reason}"), soft_wrap=True)
+    for line in result.warnings:
+        console.print(Text.assemble(("  warning  ", "yellow"), line), soft_wrap=True)
+
+
+def _show_tensors(console: Console, done: _Done) -> None:
+    from rich.table import Table
+
+    from calibration.thresholds import METHODS
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("tensor", style="cyan", overflow="fold")
+    table.add_column("grid")
+    for column in METHODS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, observer in done.result.ranges.tensors.items():
+        kind, chosen = _grid(observer)[0], _methods(observer)
+        spans = (f"{chosen[method]['low']:.3g} … {chosen[method]['high']:.3g}" for method in METHODS)
+        table.add_row(name, kind, *spans)
+    console.print()
+    console.print(table)
+    console.print()
