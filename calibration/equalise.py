@@ -73,20 +73,23 @@ def equalised(network: Network, observers: Mapping[str, Observer], strength: flo
         return network, 0
     changed: dict[str, Float64] = {}
     for node in network.nodes:
-        if node.op_type in WEIGHTED and node.input[1] in network.initializers:
-            taken = _of(classes, factors, node.input[0], channels.get(node.input[0], 0))
-            made = _of(classes, factors, node.output[0], channels.get(node.output[0], 0))
-            changed.update(_scaled(network, node, taken, made))
+        if _is_free(network, node, channels):
+            taken = _of(classes, factors, node.input[0], channels[node.input[0]])
+            made = _of(classes, factors, node.output[0], channels[node.output[0]])
+            if (taken != 1.0).any() or (made != 1.0).any():
+                changed.update(_scaled(network, node, taken, made))
     return _with_initializers(network, changed), len(factors)
 
 
 def _channel_counts(network: Network) -> dict[str, int]:
-    """Size of the second dimension of every tensor where it is known."""
+    """Size of the second dimension of every tensor where it is known, and where the channels are there."""
     graph = with_shapes(network.model, data_prop=True)
+    products = [node for node in network.nodes if node.op_type == "MatMul"]
+    channels_last = {name for node in products for name in (node.input[0], node.output[0])}
     return {
         item.name: item.type.tensor_type.shape.dim[1].dim_value
         for item in (*graph.input, *graph.value_info, *graph.output)
-        if len(item.type.tensor_type.shape.dim) > 1
+        if (rank := len(item.type.tensor_type.shape.dim)) == 2 or (rank > 2 and item.name not in channels_last)
     }
 
 
@@ -94,20 +97,28 @@ def _tied(network: Network, channels: Mapping[str, int]) -> _Classes:
     classes = _Classes()
     for name in (network.input, *network.outputs):
         _fix(classes, name, channels)
-    shared = _used_twice(network)
     for node in network.nodes:
         if not network.is_activation(node.output[0]):
             continue
-        free = node.op_type in WEIGHTED and not shared.intersection(node.input[1:])
-        free = free and node.input[1] in network.initializers and network.is_activation(node.input[0])
-        if not (free or _tie(classes, network, node, channels)):
+        if not (_is_free(network, node, channels) or _tie(classes, network, node, channels)):
             for name in filter(network.is_activation, (*node.input, *node.output)):
                 _fix(classes, name, channels)
     return classes
 
 
-def _used_twice(network: Network) -> set[str]:
-    return {name for name, nodes in network.consumers.items() if name in network.initializers and len(nodes) > 1}
+def _is_free(network: Network, node: onnx.NodeProto, channels: Mapping[str, int]) -> bool:
+    """Whether a node has weights of its own, which can take any factors of its input's and its output's channels."""
+    if node.op_type not in WEIGHTED or not network.is_activation(node.input[0]) or attribute(node, "transA", 0):
+        return False
+    stored = [name for name in node.input[1:] if name]
+    if any(name not in network.initializers or len(network.consumers[name]) > 1 for name in stored):
+        return False
+    weight = network.initializers[node.input[1]]
+    if node.op_type == "Conv":
+        sizes = weight.shape[1] * attribute(node, "group", 1), weight.shape[0]
+    else:
+        sizes = weight.shape[::-1] if attribute(node, "transB", 0) else weight.shape
+    return (channels.get(node.input[0]), channels.get(node.output[0])) == tuple(sizes)
 
 
 def _fix(classes: _Classes, name: str, channels: Mapping[str, int]) -> None:
@@ -146,7 +157,7 @@ def _carried(network: Network, node: onnx.NodeProto, before: int, after: int) ->
         return (0, after // before) if attribute(node, "axis", 1) == 1 and after % before == 0 else None
     if node.op_type == "Slice":
         axes = network.initializers.get(node.input[3]) if len(node.input) > 3 else None
-        return (0, 1) if axes is not None and set(axes.tolist()) <= {2, 3, -1, -2} else None
+        return (0, 1) if before == after and axes is not None and set(axes.tolist()) <= {2, 3, -1, -2} else None
     return (0, 1) if node.op_type in _HOMOGENEOUS else None
 
 
@@ -155,6 +166,8 @@ def _padding(network: Network, node: onnx.NodeProto) -> int | None:
     pads = network.initializers.get(node.input[1]) if len(node.input) > 1 else None
     if pads is None or len(pads) != 8 or min(pads) < 0 or network.source(node.output[0]) == node.output[0]:
         return None
+    if (len(node.input) > 3 and node.input[3]) or attribute(node, "mode", b"constant") != b"constant":
+        return None  # pads of some axes, or copies of other channels
     return int(pads[1])
 
 

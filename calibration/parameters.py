@@ -7,7 +7,7 @@ real numbers: what a weight becomes is ``clamp(round(w / scale))``, in one place
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from calibration.graph import Network
 from calibration.grids import Affine, Grid
 from calibration.observers import Observer
 from calibration.placement import Placement, Target
-from calibration.saturation import spared
+from calibration.saturation import spared, spared_rows
 from calibration.thresholds import Method, choose
 from runtimes.errors import DataError
 
@@ -27,6 +27,8 @@ Int8 = npt.NDArray[np.int8]
 _SMALLEST = np.float32(2.0**-100)  # of a scale: the inverse is still a normal float32
 # Fractions of a channel's largest weight: 2 % apart where the optimum of Gaussian and Laplacian weights lies.
 _FRACTIONS = np.linspace(0.3, 1.0, 36)
+# Of an INT32 bias; as much again is left to the sum that it is added to.
+_LARGEST_BIAS = 2.0**30
 # Wider than the largest weight: pays where many pairs would have to give way.
 _WIDER = np.linspace(1.05, 2.0, 20)
 
@@ -116,6 +118,21 @@ def biases(network: Network, placement: Placement) -> dict[str, Float32]:
     return found
 
 
+def with_room_for_biases(parameters: Parameters, placement: Placement) -> Parameters:
+    """Weight scales with which every bias fits into the 32 bits of the accumulators, where the target wants that.
+
+    A channel whose weights have died away (a BatchNorm with next to no gain) still has its bias, which may be 2**31
+    times what its own steps reach. Wider steps cost nothing there: what they lose is beyond the bias's own precision.
+    """
+    if not placement.target.integer_bias:
+        return parameters
+    scales = dict(parameters.scales)
+    for each in placement.weights.values():
+        needed = np.abs(parameters.biases[each.node]) / (_LARGEST_BIAS * parameters.activations[each.data].scale)
+        scales[each.name] = np.maximum(scales[each.name], needed.astype(np.float32))
+    return replace(parameters, scales=scales)
+
+
 def largest(weight: Float32, axis: int, grid: Grid) -> Float32:
     """Scales that clip nothing."""
     return _scales(_rows(weight, axis), grid, 1.0)
@@ -134,10 +151,11 @@ def least_error(weight: Float32, axis: int, target: Target) -> Float32:
     """
     rows = _rows(weight, axis)
     best = _scales(rows, target.weights, 1.0)
-    least = _errors(rows, best, target)
+    channels = weight.shape[1 - axis]
+    least = _errors(rows, channels, best, target)
     for fraction in _FRACTIONS[:-1] if not target.spares_pairs else [*_FRACTIONS[:-1], *_WIDER]:
         scales = _scales(rows, target.weights, float(fraction))
-        found = _errors(rows, scales, target)
+        found = _errors(rows, channels, scales, target)
         best, least = np.where(found < least, scales, best), np.minimum(found, least)
     return best
 
@@ -156,11 +174,11 @@ def _scales(rows: Float32, grid: Grid, fraction: float) -> Float32:
     return found
 
 
-def _errors(rows: Float32, scales: Float32, target: Target) -> Float64:
+def _errors(rows: Float32, channels: int, scales: Float32, target: Target) -> Float64:
     steps = np.rint(rows * (np.float32(1) / scales)[:, None])
     np.clip(steps, -target.weights.high, target.weights.high, out=steps)
     if target.spares_pairs:
-        steps = spared(steps, 0)
+        steps = spared_rows(steps, channels)
     steps *= scales[:, None]
     steps -= rows
     errors: Float64 = np.einsum("ij,ij->i", steps, steps).astype(np.float64)

@@ -6,7 +6,7 @@ A target is data: which integers it computes with, which roles of a tensor it wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, get_args
@@ -147,11 +147,13 @@ class Weight(NamedTuple):
         node: First output of the node.
         name: The initializer.
         axis: Of the output channels.
+        data: The tensor that they are multiplied with.
     """
 
     node: str
     name: str
     axis: int
+    data: str
 
 
 @dataclass(frozen=True)
@@ -204,19 +206,26 @@ def place(network: Network, goal: Target, keep: frozenset[str] = frozenset()) ->
         if reason:
             left[node.output[0]] = reason
         else:
-            weights[node.output[0]] = Weight(node.output[0], node.input[1], _output_axis(node))
+            weights[node.output[0]] = Weight(node.output[0], node.input[1], _output_axis(node), node.input[0])
     sites: dict[str, Site] = {}
     wanted = {rule.role for rule in RULES if goal.name in rule.targets}
     for role, tensor in _roles(network, weights, everything="result" in wanted):
-        if role in wanted and tensor not in sites:
-            source = network.source(tensor)
+        source = network.source(tensor)
+        if role in wanted and tensor not in sites and source in network.observed_set:
             grid = goal.positive if network.non_negative(tensor) else goal.signed
             sites[tensor] = Site(tensor, source, grid, role)
     if goal.folds != "none":
-        sites = {name: _folded(network, site, goal.folds) for name, site in sites.items()}
-    order = {name: place for place, name in enumerate(_tensors(network))}
-    ordered = sorted(sites.values(), key=lambda site: order[site.tensor])
-    return Placement(goal, {site.tensor: site for site in ordered}, weights, left)
+        sites = {name: _folded(network, site, goal.folds, sites) for name, site in sites.items()}
+    placed = Placement(goal, sites, weights, left)
+    read = {
+        name
+        for node in network.nodes
+        for position, name in enumerate(node.input)
+        if placed.reads_integers(node, position)
+    }
+    # In order of computation; what a Sigmoid alone reads, say, is read as float and would be rounded for nobody.
+    ordered = [name for name in _tensors(network) if name in read]
+    return replace(placed, sites={name: sites[name] for name in ordered})
 
 
 def _obstacle(network: Network, node: onnx.NodeProto) -> str:
@@ -225,12 +234,22 @@ def _obstacle(network: Network, node: onnx.NodeProto) -> str:
         return f"{node.op_type} has no 8-bit form here, or its data does not come from the input"
     if any(name and name not in network.initializers for name in node.input[1:]):
         return "its weights or its bias are computed, not stored"
+    if network.source(node.input[0]) not in network.observed_set:
+        return "its data has no range, as an output of the network or no FP32"
+    return _oddity(network, node)
+
+
+def _oddity(network: Network, node: onnx.NodeProto) -> str:
+    """What a node does beside multiplying its data with weights and adding a bias to each channel."""
     rank = network.initializers[node.input[1]].ndim
     if node.op_type == "MatMul" and rank != 2:
         return f"its weights have {rank} dimensions, not 2"
     scaled = any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta")) or attribute(node, "transA", 0)
     if node.op_type == "Gemm" and scaled:
         return "it scales its product or transposes its data (alpha, beta, transA)"
+    bias = network.initializers[node.input[2]] if len(node.input) > 2 and node.input[2] else None
+    if bias is not None and bias.size not in (1, *bias.shape[-1:]):
+        return "its bias has more than one value for each channel"
     if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         return "its padding depends on the image (auto_pad)"
     return ""
@@ -255,7 +274,7 @@ def _roles(network: Network, weights: Mapping[str, Weight], *, everything: bool)
         if everything and _moves_integers(network, weights, node):
             for name in (*node.input, *node.output):
                 seen = name not in network.outputs and not network.only_feeds_relu(name)
-                if seen and network.is_activation(name) and network.source(name) in network.observed_set:
+                if seen and network.is_activation(name):
                     yield "result", name
 
 
@@ -291,48 +310,65 @@ def _weights_behind(network: Network, name: str) -> int:
     return before + (node.op_type in WEIGHTED)
 
 
-def _folded(network: Network, site: Site, folds: Folding) -> Site:
+def _folded(network: Network, site: Site, folds: Folding, sites: Container[str]) -> Site:
     """The site with 256 levels above zero, where its zero point can go into the biases around it."""
     possible = site.grid.signed and site.grid.symmetric and network.non_negative(site.tensor)
-    if not possible or not _absorbs_before(network, site.tensor):
+    if not possible or not _absorbs_before(network, site.tensor, sites):
         return site
-    if all(_absorbs_after(network, node, site.tensor, folds) for node in network.consumers.get(site.tensor, ())):
+    takers = network.consumers.get(site.tensor, ())
+    if all(_absorbs_after(network, node, site.tensor, folds, sites) for node in takers):
         return site._replace(grid=S8_SHIFTED)
     return site
 
 
-def _absorbs_before(network: Network, name: str) -> bool:
+def _absorbs_before(network: Network, name: str, sites: Container[str]) -> bool:
     """Whether the constant can go into a bias before (Relu(Conv), Relu(Conv + x)), or costs next to nothing."""
     node = network.producers.get(name)
     if node is None:
         return False
     if node.op_type == "GlobalAveragePool":
         return True  # one value per channel: an addition there is not worth a thought
-    return node.op_type == "Relu" and network.only_feeds_relu(node.input[0]) and biased(network, node.input[0])
+    return node.op_type == "Relu" and network.only_feeds_relu(node.input[0]) and biased(network, node.input[0], sites)
 
 
-def biased(network: Network, name: str) -> bool:
-    """Whether a constant can be added to a tensor in a bias that only this tensor depends on."""
+def biased(network: Network, name: str, sites: Container[str]) -> bool:
+    """Whether a constant can be added to a tensor in a bias that nothing else depends on.
+
+    A side of an addition that is in ``sites`` is something else: it is quantised with its own range on the way.
+    """
     node = network.producers.get(name)
     if node is None or name in network.outputs or len(network.consumers.get(name, ())) != 1:
         return False
     if node.op_type == "Add":
-        return any(biased(network, side) for side in node.input)
+        return node.input[0] != node.input[1] and any(takes_bias(network, side, sites) for side in node.input)
     return node.op_type == "Conv" and not _obstacle(network, node)
 
 
-def _absorbs_after(network: Network, node: onnx.NodeProto, name: str, folds: Folding) -> bool:
+def takes_bias(network: Network, side: str, sites: Container[str]) -> bool:
+    """Whether a constant for an addition can go into the bias of one of its sides."""
+    return side not in sites and biased(network, side, sites)
+
+
+def _absorbs_after(network: Network, node: onnx.NodeProto, name: str, folds: Folding, sites: Container[str]) -> bool:
     """Whether a consumer takes values less a constant, and puts the constant right in its own bias."""
     if node.op_type in ("Conv", "Gemm"):
         padded = node.op_type == "Conv" and any(attribute(node, "pads", [0]))
         return not _obstacle(network, node) and (folds == "all" or not padded)
+    if node.output[0] in network.outputs:
+        return False
     if node.op_type == "Add":
-        return any(biased(network, side) for side in node.input if side != name)
-    if node.op_type in SHARING or node.op_type == "GlobalAveragePool":
+        return any(takes_bias(network, side, sites) for side in node.input if side != name)
+    if passes_offset(network, node):
         after = network.consumers.get(node.output[0], ())
-        inside = node.output[0] not in network.outputs
-        return inside and all(_absorbs_after(network, each, node.output[0], folds) for each in after)
+        return all(_absorbs_after(network, each, node.output[0], folds, sites) for each in after)
     return False
+
+
+def passes_offset(network: Network, node: onnx.NodeProto) -> bool:
+    """Whether an operator gives values less a constant for values less that constant; ``Pad`` if it pads with it."""
+    if node.op_type == "AveragePool":
+        return not (attribute(node, "count_include_pad", 0) and any(attribute(node, "pads", [0])))
+    return node.op_type == "GlobalAveragePool" or network.source(node.output[0]) != node.output[0]
 
 
 def _tensors(network: Network) -> list[str]:

@@ -26,12 +26,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from calibration.graph import SHARING, Network, attribute
+from calibration.graph import Network, attribute
 from calibration.grids import Affine
-from calibration.parameters import Parameters, along
-from calibration.placement import AVERAGING, Placement, biased
-
-_PASSES_ON = SHARING | AVERAGING
+from calibration.parameters import Parameters, along, with_room_for_biases
+from calibration.placement import Placement, biased, passes_offset, takes_bias
 
 
 def write(network: Network, placement: Placement, parameters: Parameters) -> onnx.ModelProto:
@@ -45,7 +43,7 @@ def write(network: Network, placement: Placement, parameters: Parameters) -> onn
     Returns:
         A model that onnx's checker accepts; the same arguments give the same bytes. Metadata are the float model's.
     """
-    model = _Writer(network, placement, parameters).model()
+    model = _Writer(network, placement, with_room_for_biases(parameters, placement)).model()
     onnx.checker.check_model(model)
     return model
 
@@ -100,12 +98,12 @@ class _Writer:
         new.CopyFrom(node)
         sources = [self._read(node, place) for place in range(len(node.input))]
         offsets = [offset for _, offset in sources]
-        passes = node.op_type in _PASSES_ON or (node.op_type == "Add" and not self._is_constant(node))
+        passes = self._passes(node)
         if node.output[0] in self._placement.weights and node.op_type != "MatMul":
             sources[0] = (self._padded(node, new, *sources[0]), 0.0)
             self._weights(node, new, offsets[0])
         elif not passes:
-            sources = [(self._shifted(name, offset), 0.0) for name, offset in sources]
+            sources = [(self._real(node, place, *source), 0.0) for place, source in enumerate(sources)]
             offsets = [0.0] * len(sources)
             if node.output[0] in self._placement.weights:
                 self._weights(node, new, 0.0)
@@ -127,8 +125,20 @@ class _Writer:
     def _stays_float(self, node: onnx.NodeProto) -> bool:
         return node.output[0] in self._placement.left and node.output[0] not in self._network.outputs
 
-    def _is_constant(self, add: onnx.NodeProto) -> bool:
-        return not all(map(self._network.is_activation, add.input))
+    def _passes(self, node: onnx.NodeProto) -> bool:
+        """Whether offsets may go through a node; not to where the network's user sees them."""
+        if node.output[0] in self._network.outputs:
+            return False
+        if node.op_type == "Add":
+            return all(map(self._network.is_activation, node.input))
+        return passes_offset(self._network, node)
+
+    def _real(self, node: onnx.NodeProto, place: int, name: str, offset: float) -> str:
+        """Name of a tensor without offset: by a bias before, or by an addition."""
+        tensor = node.input[place]
+        if not offset or tensor in self._placement.sites:
+            return self._shifted(name, offset)
+        return self._made_good(tensor, name, 0.0)
 
     def _read(self, node: onnx.NodeProto, place: int) -> tuple[str, float]:
         name = node.input[place]
@@ -140,7 +150,7 @@ class _Writer:
         return self._stored.get(name, name)
 
     def _fill(self, new: onnx.NodeProto, offset: float) -> None:
-        """Let a ``Pad`` with zeros fill in what stands for zero."""
+        """Let a ``Pad`` with zeros fill in what stands for zero; other modes ignore it."""
         value = self._constant(f"{new.output[0]}.zero", np.array(-offset, np.float32))
         if len(new.input) > 2:
             new.input[2] = value
@@ -215,7 +225,7 @@ class _Writer:
         missing = self._offsets.get(tensor, 0.0) - wanted
         if not missing:
             return self._name(tensor)
-        if biased(self._network, tensor):
+        if biased(self._network, tensor, self._placement.sites):
             self._absorb(tensor, missing)
             self._offsets[tensor] = wanted
             return self._name(tensor)
@@ -224,7 +234,7 @@ class _Writer:
     def _absorb(self, tensor: str, constant: float) -> None:
         node = self._network.producers[tensor]
         while node.op_type == "Add":
-            side = next(side for side in node.input if biased(self._network, side))
+            side = next(each for each in node.input if takes_bias(self._network, each, self._placement.sites))
             node = self._network.producers[side]
         self._added[node.output[0]] = self._added.get(node.output[0], 0.0) + constant
 
@@ -292,10 +302,14 @@ class _Writer:
         model = onnx.ModelProto()
         model.CopyFrom(self._network.model)
         graph = model.graph
-        used = {name for node in self._nodes for name in node.input} | self._network.outputs
+        nodes = _reached(self._nodes, self._network.outputs)
+        used = {name for node in nodes for name in node.input} | self._network.outputs
         kept = [item for item in graph.initializer if item.name in used]
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(_reached(self._nodes, self._network.outputs))
+        # Old files list initializers as inputs: one that is gone would have to be given by the user.
+        given = [item for item in graph.input if item.name == self._network.input]
+        del graph.node[:], graph.initializer[:], graph.value_info[:], graph.input[:]
+        graph.input.extend(given)
+        graph.node.extend(nodes)
         graph.initializer.extend(kept)
         made = sorted(name for name in self._made if name in used)
         graph.initializer.extend(numpy_helper.from_array(self._made[name], name) for name in made)

@@ -1,7 +1,7 @@
 """From a float network and its ranges to a quantised model: place, choose, refine, leave out what hurts, write.
 
 One function, :func:`quantise`. Every step of refinement is measured on images that it did not see, and taken only if it
-helps there.
+helps there. A network that cannot be simulated gets what needs no images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx
 
 from calibration.collect import Collector, collect
 from calibration.equalise import equalised
-from calibration.graph import Network, with_shapes
+from calibration.graph import WEIGHTED, Network, input_size, with_shapes
 from calibration.grids import Affine
 from calibration.lattice import PIXELS, on_lattice
 from calibration.observers import Observer
@@ -30,7 +30,7 @@ from calibration.refine import Schedule, learned, with_corrected_biases, with_le
 from calibration.sensitivity import Sensitivity, sensitivities
 from calibration.simulate import Images, Simulation, in_batches, numbers_of
 from calibration.thresholds import Method
-from runtimes.errors import DataError, GraphError, InputError
+from runtimes.errors import DataError, GraphError, InputError, first_line
 from runtimes.statistics import DifferenceStatistics, compare
 
 Effort = Literal["fast", "balanced", "best"]
@@ -43,7 +43,7 @@ _MOST_HELD_BACK: Final = 128
 # Multiply-accumulates forward that learning may take, within so many images: minutes for small networks, a quarter of
 # an hour for ResNet-50 on two cores. Fixed, not timed: the same input has to give the same file.
 _LEARNING: Final = 1.0e12
-_FEWEST_PASSES, _MOST_PASSES = 1_500, 20_000
+_FEWEST_PASSES, _MOST_PASSES = 1_500, 12_000
 _LARGEST_BATCH: Final = 50
 # Bytes of one pass's activations, for learning and for correcting biases.
 _MEMORY: Final = 1 << 30
@@ -108,6 +108,7 @@ class Quantised:
         steps: Refinement.
         sensitivity: Layers, the worst first; empty where there were no images.
         notes: What the user should know.
+        effort: What was done: ``fast`` also where the network cannot be simulated.
     """
 
     model: onnx.ModelProto
@@ -116,6 +117,7 @@ class Quantised:
     steps: tuple[Step, ...]
     sensitivity: tuple[Sensitivity, ...]
     notes: tuple[str, ...]
+    effort: Effort
 
 
 class Listener:
@@ -148,11 +150,14 @@ def quantise(
         listener: Hears of each step.
 
     Raises:
-        DataError: The ranges are of another model, or there are too few images for what is asked.
-        GraphError: Nothing of the network can be quantised.
-        InputError: A layer that is to be kept does not exist.
+        DataError: The ranges are of another model, a weight is not finite, the images do not fit the network, or there
+            are too few of them for what is asked.
+        GraphError: Nothing of the network can be quantised, or it cannot be simulated and layers are to be chosen.
+        InputError: A layer that is to be kept does not exist, none is left for INT8, or a number is out of range.
     """
+    _check_numbers(options)
     ranges.require(model_sha256=network.sha256)
+    _check_weights(network)
     needs = options.effort != "fast" or options.keep_worst or options.max_drop is not None
     if needs and (images is None or len(images) < FEWEST_IMAGES):
         count = 0 if images is None else len(images)
@@ -160,7 +165,64 @@ def quantise(
             f"there are {count} images, and effort {options.effort} or a choice of layers needs {FEWEST_IMAGES} at "
             f"least: give more with --data, or --effort fast"
         )
-    return _Work(network, ranges, options, images if needs else None, listener or Listener()).done()
+    notes: tuple[str, ...] = ()
+    if images is not None and needs:
+        _check_images(network, images)
+        reason = _unsimulated(network, options.target, images)
+        if reason:
+            options, notes = _without_images(options, reason)
+    images = None if notes or not needs else images
+    return _Work(network, ranges, options, images, listener or Listener(), notes).done()
+
+
+def _check_numbers(options: Options) -> None:
+    if options.keep_worst < 0:
+        raise InputError(f"received {options.keep_worst} layers to leave in float, expected 0 or more")
+    if options.max_drop is not None and not options.max_drop >= 0:  # NaN is not
+        raise InputError(f"received a drop of at most {options.max_drop} points, expected 0 or more")
+
+
+def _check_weights(network: Network) -> None:
+    """Before the network is rewritten, so that a tensor is named as its owner knows it."""
+    for node in network.nodes:
+        for name in node.input[1:] if node.op_type in WEIGHTED else ():
+            if name in network.initializers and not np.isfinite(network.initializers[name]).all():
+                raise DataError(f"the weights {name} hold NaN or infinity: check the checkpoint")
+
+
+def _check_images(network: Network, images: Images) -> None:
+    expected = input_size(network)[1:]
+    fits = images.ndim == 4 and all(own in (None, n) for own, n in zip(expected, images.shape[1:], strict=True))
+    if not fits or images.dtype != np.float32:
+        sizes = ", ".join("any" if size is None else str(size) for size in expected)
+        raise DataError(f"the images are {images.dtype} {list(images.shape)}: the model takes float32 [N, {sizes}]")
+    if not np.isfinite(images).all():
+        raise DataError("the images hold NaN or infinity: check the preprocessing")
+
+
+def _unsimulated(network: Network, target: Target, images: Images) -> str:
+    """Why a network cannot be refined here; empty where it can."""
+    if len(network.outputs) > 1:
+        return f"the model has {len(network.outputs)} outputs, and which are the logits is not known"
+    try:
+        logits = in_batches(Simulation(network, place(network, target)).reference, images[:2], 2)
+    except GraphError as error:
+        return str(error)
+    except RuntimeError as error:  # of shapes: a batch that is fixed may be written into a Reshape
+        if input_size(network)[0] is None:
+            raise
+        return f"the model computes only on a batch of {input_size(network)[0]} ({first_line(error)})"
+    return "" if logits.ndim == 2 and len(logits) == 2 else f"the model gives {list(logits.shape)} for 2 images"
+
+
+def _without_images(options: Options, reason: str) -> tuple[Options, tuple[str, ...]]:
+    if options.keep_worst or options.max_drop is not None:
+        raise GraphError(
+            f"{reason}, so it is not known which layers lose most: name those to leave in float (--keep-fp NAMES), and "
+            f"give no --max-drop"
+        )
+    note = f"effort {options.effort} was not possible, and fast was taken: {reason}"
+    return replace(options, effort="fast"), (note,)
 
 
 @dataclass(frozen=True)
@@ -174,11 +236,17 @@ class _Work:
     """One run of :func:`quantise`."""
 
     def __init__(
-        self, network: Network, ranges: Ranges, options: Options, images: Images | None, listener: Listener
+        self,
+        network: Network,
+        ranges: Ranges,
+        options: Options,
+        images: Images | None,
+        listener: Listener,
+        notes: Sequence[str],
     ) -> None:
         self._options, self._listener, self._ranges = options, listener, ranges
         self._steps: list[Step] = []
-        self._notes: list[str] = []
+        self._notes = list(notes)
         self._fixed: dict[str, Affine] = {}
         self._network = self._with_lattice(network)
         held = 0 if images is None else min(max(len(images) // _HELD_BACK, 2), _MOST_HELD_BACK)
@@ -194,6 +262,11 @@ class _Work:
         options = self._options
         self._check_names(options.keep)
         state = self._start(self._network, self._ranges.tensors, options.keep)
+        if options.keep_worst >= len(state.placement.weights):
+            raise InputError(
+                f"{options.keep_worst} layers are to be left in float, and there are {len(state.placement.weights)} to "
+                f"quantise: leave at least one to INT8"
+            )
         state = self._refined(state)
         sensitivity: tuple[Sensitivity, ...] = ()
         if self._held is not None:
@@ -201,7 +274,10 @@ class _Work:
             state, sensitivity = self._without_the_worst(state, sensitivity)
         model = write(state.network, state.placement, state.parameters)
         self._notes.extend(f"{name} stays in float: {reason}" for name, reason in state.placement.left.items())
-        return Quantised(model, state.placement, state.parameters, tuple(self._steps), sensitivity, tuple(self._notes))
+        return Quantised(
+            model, state.placement, state.parameters, tuple(self._steps), sensitivity, tuple(self._notes),
+            options.effort,
+        )  # fmt: skip
 
     def _with_lattice(self, network: Network) -> Network:
         begin = time.perf_counter()
@@ -215,7 +291,8 @@ class _Work:
         return lattice.network
 
     def _check_names(self, names: frozenset[str]) -> None:
-        known = set(place(self._network, self._options.target).weights)
+        placement = place(self._network, self._options.target)
+        known = {*placement.weights, *placement.left}  # to keep what stays in float anyway is no mistake
         unknown = sorted(names - known)
         if unknown:
             import difflib
@@ -284,7 +361,8 @@ class _Work:
         collector = Collector(network)
         limit = 128  # enough to see whether it helps; all of the ranges' images would take as long as calibrating
         images = self._images[:limit] if len(self._images) <= limit else self._images[:: len(self._images) // limit]
-        collect(collector, (images[i : i + self._batch] for i in range(0, len(images), self._batch)))
+        batch = min(self._batch, input_size(network)[0] or self._batch)  # a fixed one is the most
+        collect(collector, (images[i : i + batch] for i in range(0, len(images), batch)))
         new = self._start(network, collector.observers, self._options.keep)
         return self._changed(new, with_least_error)
 
@@ -312,6 +390,7 @@ class _Work:
             Schedule(math.ceil(passes / batch), batch),
             fixed=frozenset(self._fixed),
             seed=self._options.seed,
+            judge=lambda parameters: self._measured(replace(state, parameters=parameters)).sqnr_db,
             progress=self._listener.progress,
         )
         return replace(state, parameters=parameters)
@@ -335,7 +414,7 @@ class _Work:
         self, state: _State, rows: tuple[Sensitivity, ...]
     ) -> tuple[_State, tuple[Sensitivity, ...]]:
         names = [row.layer for row in rows]
-        count = min(self._options.keep_worst, len(names))
+        count = self._options.keep_worst
         if self._options.max_drop is not None:
             count = max(count, self._fewest(state, names, self._options.max_drop))
         if not count:

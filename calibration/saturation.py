@@ -35,12 +35,17 @@ def spared(steps: Float32, axis: int) -> Float32:
     """
     rows = np.moveaxis(steps, axis, 0)
     order = np.moveaxis(rows, 1, -1)  # [O,I,kh,kw] -> [O,kh,kw,I]; [O,I] stays
-    flat = _paired(order.reshape(len(order), -1))
-    result = flat.reshape(order.shape)
-    if order.ndim > 2 and order.shape[-1] % 2:
-        result = _paired(result.reshape(-1, order.shape[-1])).reshape(order.shape)
+    result = spared_rows(order.reshape(len(order), -1), order.shape[-1]).reshape(order.shape)
     back: Float32 = np.ascontiguousarray(np.moveaxis(np.moveaxis(result, -1, 1), 0, axis))
     return back
+
+
+def spared_rows(rows: Float32, channels: int) -> Float32:
+    """The same for ``[O, K]``, where each ``channels`` neighbours are those of one kernel position."""
+    result = _paired(rows)
+    if channels % 2 and channels < rows.shape[1]:
+        return _paired(result.reshape(-1, channels)).reshape(rows.shape)
+    return result
 
 
 def overflows(steps: Float32, axis: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from calibration.graph import Network
 from calibration.grids import Affine
-from calibration.parameters import Parameters, along
+from calibration.parameters import Parameters, along, with_room_for_biases
 from calibration.placement import Placement, Target
 from calibration.saturation import spared
 from runtimes.errors import GraphError
@@ -89,7 +89,7 @@ class Simulation:
         self._constants = constants(network.model)
         self._nodes = [node for node in network.nodes if node.op_type != "Constant"]
         self._functions = [compiled(node) for node in self._nodes]
-        self.output = next(iter(network.outputs))
+        self.output = network.model.graph.output[0].name
         self._gone = last_uses(self._nodes, [self.output, *self._constants])
 
     def reference(self, images: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Simulation:
     def pairs(self, images: Tensor, numbers: Numbers, activations: Mapping[str, Affine]) -> Iterator[Pair]:
         """Run both networks side by side, node by node, and stop after each node that has 8-bit weights.
 
-        What the listener sends to :attr:`Pair.correction` is added to the quantised output before it goes on.
+        What the listener puts into :attr:`Pair.rough` takes the place of the quantised output before it goes on.
         """
         exact: dict[str, Tensor] = {**self._constants, self.network.input: images}
         rough: dict[str, Tensor] = dict(exact)
@@ -147,7 +147,12 @@ class Simulation:
                 name = node.output[0]
                 if name in self.placement.weights:
                     values = dict(exact)
-                    self._quantise(node.input[0], values, numbers, activations)
+                    data = node.input[0]
+                    self._quantise(data, values, numbers, activations)
+                    site = self.network.source(data)
+                    if data not in self.placement.sites and site in self.placement.sites:
+                        # Q/DQ is before the pools or reshapes, which move the integers as they are.
+                        values[data] = fake_quantised(values[data], numbers.steps[site], activations[site])
                     found[name] = function(self._inputs(node, values, numbers)) - exact[name]
         return found
 
@@ -207,6 +212,7 @@ def _form(name: str) -> str:
 def numbers_of(placement: Placement, parameters: Parameters) -> Numbers:
     """Parameters as tensors without gradients."""
     weights = {}
+    parameters = with_room_for_biases(parameters, placement)
     for each in placement.weights.values():
         steps = parameters.integers(each.name, each.axis, placement.target).astype(np.float32)
         scales = along(parameters.scales[each.name], steps.ndim, each.axis)

@@ -6,9 +6,10 @@ One function, :func:`quantise_onnx`; it prints nothing and writes one file.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from calibration.images import BadFile, batches, find_images, sample
 from calibration.listing import ImageFile
 from calibration.placement import place
 from calibration.preprocess import Preprocessing
-from calibration.quantise import Listener, Options, Quantised, quantise
+from calibration.quantise import FEWEST_IMAGES, Listener, Options, Quantised, quantise
 from calibration.ranges import Ranges, read_ranges
 from exporter.files import check_output, reserve
 from exporter.graph.check import operator_counts
@@ -38,7 +39,7 @@ from runtimes.statistics import Accumulator
 _REFINED: Final = 256 << 20
 # Without images of their own, fidelity takes one in so many of those given, and calibration the rest.
 _SET_ASIDE: Final = 5
-_FEWEST_ASIDE, _MOST_ASIDE = 2, 512
+_MOST_ASIDE: Final = 512
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Fidelity:
         top1_float: Accuracy of the float file, where labels are known.
         top1_int8: Accuracy of the quantised file.
         runtime: What ran the quantised file.
-        unseen: Whether the images took no part in calibration.
+        unseen: Whether it is known that the images took no part in calibration; ranges from a file do not tell.
     """
 
     images: int
@@ -140,7 +141,7 @@ class QuantiseReport:
             "float_bytes": self.float_size,
             "target": self.options.target.name,
             "method": self.options.method,
-            "effort": self.options.effort,
+            "effort": self.result.effort,
             "seed": self.options.seed,
             "ops": self.ops,
             "ranges": {
@@ -186,14 +187,15 @@ def quantise_onnx(
         GraphError: A model that cannot be read, is quantised already, or has nothing to quantise.
         InputError: Options that contradict each other.
     """
-    read = [path for path in (inputs.model, inputs.data, inputs.ranges, inputs.evaluation) if path is not None]
-    check_output(output, read)
+    given = [path for path in (inputs.model, inputs.data, inputs.ranges, inputs.evaluation) if path is not None]
+    check_output(output, given)
     begin = time.perf_counter()
     network, metadata = open_model(inputs.model)
     place(network, options.target)  # what cannot be placed is told before any image is read
     ranges = read_ranges(inputs.ranges) if inputs.ranges else None
     contract = _contract(network, metadata, inputs, ranges)
-    files, aside = _images(inputs, options.seed)
+    chosen = _images(inputs, options.seed)
+    files = chosen.files
     with reserve(output) as target:
         skipped: list[BadFile] = []
         warnings: list[str] = []
@@ -201,7 +203,7 @@ def quantise_onnx(
         if ranges is None:
             begin = time.perf_counter()
             done = calibrate(
-                network, files, contract, threads=inputs.threads, workers=inputs.workers, max_bad=inputs.max_bad,
+                network, files, contract, threads=inputs.threads, workers=inputs.workers, max_bad=chosen.max_bad,
                 state=target.path.with_name(f"{target.path.name}.partial"), progress=progress,
             )  # fmt: skip
             ranges, files = done.ranges, list(done.files)
@@ -209,16 +211,22 @@ def quantise_onnx(
             warnings.extend(done.warnings)
             seconds["calibrate"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        images = _refinement_images(files, contract, inputs) if files and _needs_images(options) else None
+        images = None
+        if files and _needs_images(options):
+            images = _refinement_images(files, contract, chosen.max_bad, skipped)
         result = quantise(network, ranges, options, images, listener)
         seconds["quantise"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        write_metadata(result.model, _metadata(metadata, options, ranges))
+        write_metadata(result.model, _metadata(metadata, replace(options, effort=result.effort), ranges))
         data = result.model.SerializeToString(deterministic=True)
-        fidelity = _fidelity(inputs, contract, network, data, options, aside, skipped) if aside else None
-        if aside:
-            line = overlap_warning(overlap(content_hashes(aside), content_hashes(files)))
+        fidelity = None
+        if chosen.aside:
+            fidelity, used = _fidelity(inputs, contract, network, data, options, chosen, skipped)
+            bad = {file.path for file in skipped}
+            read = [file for file in files if file.path not in bad or file.row is not None]
+            line = overlap_warning(overlap(content_hashes(used), content_hashes(read)))
             warnings.extend([line] if line else [])
+            fidelity = replace(fidelity, unseen=inputs.ranges is None and line is None)
         seconds["fidelity"] = time.perf_counter() - begin
         sha256 = target.commit(data)
     return QuantiseReport(
@@ -241,33 +249,48 @@ def _contract(network: Network, metadata: Mapping[str, Any], inputs: Inputs, ran
     return ranges.preprocessing
 
 
-def _images(inputs: Inputs, seed: int) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Images to calibrate with and others to measure fidelity on."""
+@dataclass(frozen=True)
+class _Chosen:
+    """Images to calibrate with and others to measure fidelity on, and the fraction of each that may be bad."""
+
+    files: list[ImageFile]
+    aside: list[ImageFile]
+    max_bad: float
+    max_bad_aside: float
+
+
+def _images(inputs: Inputs, seed: int) -> _Chosen:
+    allowed = inputs.max_bad
+    evaluation = find_images(inputs.evaluation) if inputs.evaluation is not None else []
     if inputs.data is None:
         if inputs.ranges is None:
             raise InputError("there is nothing to calibrate with: give --data DIR, or --ranges FILE")
-        return [], find_images(inputs.evaluation) if inputs.evaluation else []
+        return _Chosen([], evaluation, allowed, allowed)
     found = find_images(inputs.data)
-    chosen = sample(found, inputs.images or None, seed)
-    if inputs.evaluation is not None:
-        return chosen, find_images(inputs.evaluation)
+    chosen = sample(found, inputs.images, seed)
+    if evaluation:
+        return _Chosen(chosen, evaluation, allowed, allowed)
     taken = set(chosen)
     rest = [file for file in found if file not in taken]
     if len(rest) >= len(chosen) // _SET_ASIDE and rest:
-        return chosen, sample(rest, _MOST_ASIDE, seed)
-    if len(chosen) < 2 * _SET_ASIDE:
-        return chosen, []
+        return _Chosen(chosen, sample(rest, _MOST_ASIDE, seed), allowed, allowed)
     aside = chosen[::_SET_ASIDE]
-    return [file for place, file in enumerate(chosen) if place % _SET_ASIDE], aside
+    kept = [file for place, file in enumerate(chosen) if place % _SET_ASIDE]
+    if len(kept) < FEWEST_IMAGES:
+        return _Chosen(chosen, [], allowed, allowed)
+    # The fraction is one of all images: all the bad ones may happen to be on one side.
+    bad = math.floor(allowed * len(chosen) + 1e-9)
+    return _Chosen(kept, aside, min(1.0, bad / len(kept)), min(1.0, bad / len(aside)))
 
 
-def _refinement_images(files: Sequence[ImageFile], contract: Preprocessing, inputs: Inputs) -> npt.NDArray[np.float32]:
+def _refinement_images(
+    files: Sequence[ImageFile], contract: Preprocessing, max_bad: float, skipped: list[BadFile]
+) -> npt.NDArray[np.float32]:
     """As many of the files as memory is set aside for, evenly over the list."""
     first, _ = next(iter(batches(files, contract, 1, max_bad=1.0)))
-    most = max(1, _REFINED // first.nbytes)
+    most = max(FEWEST_IMAGES, _REFINED // first.nbytes)
     chosen = files if len(files) <= most else [files[int(i)] for i in np.linspace(0, len(files) - 1, most)]
-    read = [batch for batch, _ in batches(chosen, contract, 64, max_bad=inputs.max_bad)]
-    return np.concatenate(read)
+    return np.concatenate([batch for batch, _ in batches(chosen, contract, 64, max_bad=max_bad, on_bad=skipped.append)])
 
 
 def _metadata(metadata: Mapping[str, Any], options: Options, ranges: Ranges) -> dict[str, Any]:
@@ -294,25 +317,26 @@ def _fidelity(
     network: Network,
     data: bytes,
     options: Options,
-    files: Sequence[ImageFile],
+    chosen: _Chosen,
     skipped: list[BadFile],
-) -> Fidelity:
-    """Run both files over images, batch by batch."""
+) -> tuple[Fidelity, list[ImageFile]]:
+    """Run both files over images, batch by batch; the images that could be used, too."""
     # What other runtimes compute is what the Q/DQ says; ONNX Runtime's own fusions are what its users get.
     own = options.target.name == "onnxruntime"
     statistics = Accumulator()
     right = np.zeros(2, np.int64)
     labelled = 0
-    size = None
+    used: list[ImageFile] = []
     with (
         OrtRuntime(network.model.SerializeToString(), "float", threads=inputs.threads) as exact,
         OrtRuntime(data, "int8", threads=inputs.threads, optimize=own) as rough,
     ):
         found = batches(
-            files, contract, _batch(network, files, contract), max_bad=inputs.max_bad, on_bad=skipped.append
-        )
+            chosen.aside, contract, _batch(network, chosen.aside, contract), max_bad=chosen.max_bad_aside,
+            on_bad=skipped.append,
+        )  # fmt: skip
         for tensor, taken in found:
-            size = size or len(tensor)
+            used.extend(taken)
             padded = _filled(network, tensor)
             logits = [runtime.run(padded)[: len(tensor)] for runtime in (exact, rough)]
             statistics.update(*logits)
@@ -321,8 +345,8 @@ def _fidelity(
             right += [int((each.argmax(axis=1) == labels).sum()) for each in logits]
             classes = logits[0].shape[1]
     result = statistics.result()
-    known = labelled == result.n and _are_classes(files, classes)
-    return Fidelity(
+    known = labelled == result.n and _are_classes(used, classes)
+    fidelity = Fidelity(
         images=result.n,
         sqnr_db=result.sqnr_db,
         agreement=result.top1_agreement,
@@ -331,6 +355,7 @@ def _fidelity(
         runtime="onnxruntime" if own else "onnxruntime, Q/DQ taken literally",
         unseen=True,
     )
+    return fidelity, used
 
 
 def _batch(network: Network, files: Sequence[ImageFile], contract: Preprocessing) -> int:

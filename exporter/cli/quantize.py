@@ -124,8 +124,9 @@ def _options(given: dict[str, Any]) -> Any:
     if folds is None and given["target"] == "tensorrt":
         folds = "all" if given["effort"] == "best" else "free"
     kept = given["keep_fp"] or "0"
-    count = int(kept) if kept.isdigit() else 0
-    names = frozenset(() if kept.isdigit() else (name.strip() for name in kept.split(",")))
+    counted = kept.isascii() and kept.isdecimal()
+    count = int(kept) if counted else 0
+    names = frozenset() if counted else frozenset(filter(None, map(str.strip, kept.split(","))))
     return Options(
         target(given["target"], cpu=given["cpu"], folds=folds),
         method=given["method"],
@@ -239,7 +240,7 @@ def _facts(report: QuantiseReport) -> Table:
     else:
         facts["fidelity"] = (
             f"SQNR {found.sqnr_db:.1f} dB, top-1 agrees on {100 * found.agreement:.2f} % of {found.images} images "
-            f"that took no part ({found.runtime})"
+            f"that {'took no part' if found.unseen else 'may have taken part in calibration'} ({found.runtime})"
         )
         if found.top1_float is not None and found.top1_int8 is not None:
             facts["top-1"] = f"{100 * found.top1_float:.2f} % float → {100 * found.top1_int8:.2f} % INT8"
