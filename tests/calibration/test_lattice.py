@@ -128,9 +128,10 @@ def test_grey_pictures_have_their_own_lattice():
 
 
 @pytest.mark.parametrize("goal", GOALS)
-def test_the_written_file_rounds_no_pixel(goal):
-    network, batch = stem(pads=[0] * 4).network(), tensors(IMAGENET)
-    found = on_lattice(network, IMAGENET, GOALS[goal], seen(batch))
+@CONTRACTS
+def test_the_written_file_rounds_no_pixel(goal, contract):
+    network, batch = stem(pads=[0] * 4).network(), tensors(contract)
+    found = on_lattice(network, contract, GOALS[goal], seen(batch))
     assert found.quantisation is not None
     placement = place(found.network, GOALS[goal])
     assert PIXELS in placement.sites
@@ -145,6 +146,27 @@ def test_the_written_file_rounds_no_pixel(goal):
     got, expected = run(model, batch), run(plain(found.network, placement, parameters), batch)
     exactly = reference(network, batch)
     assert np.abs(got - expected).max() < 0.2 * np.abs(expected - exactly).max()
+
+
+@pytest.mark.parametrize(
+    ("goal", "contract", "operators"),
+    [
+        ("onnxruntime", IMAGENET, ["Pad", "QuantizeLinear"]),
+        ("onnxruntime", PLUS_MINUS, ["Pad", "Mul", "Add", "QuantizeLinear"]),  # its means are ties
+        ("openvino", IMAGENET, ["Pad", "Mul", "Add", "QuantizeLinear"]),
+        ("tensorrt", IMAGENET, ["Pad", "Mul", "Add", "QuantizeLinear"]),
+    ],
+)
+def test_onnxruntime_gets_the_prologue_as_one_quantiser_where_no_tie_forbids_it(goal, contract, operators):
+    batch = tensors(contract)
+    found = on_lattice(stem().network(), contract, GOALS[goal], seen(batch))
+    placement = place(found.network, GOALS[goal])
+    observers = observers_of(found.network, batch)
+    model = write(
+        found.network, placement, initial(found.network, placement, observers, "minmax", {PIXELS: found.quantisation})
+    )
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds[: kinds.index("QuantizeLinear") + 1] == operators
 
 
 def grouped():
