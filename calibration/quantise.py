@@ -43,7 +43,7 @@ _MOST_HELD_BACK: Final = 128
 # Multiply-accumulates forward that learning may take, within so many images: minutes for small networks, a quarter of
 # an hour for ResNet-50 on two cores. Fixed, not timed: the same input has to give the same file.
 _LEARNING: Final = 1.0e12
-_FEWEST_PASSES, _MOST_PASSES = 1_500, 12_000
+_FEWEST_PASSES, _MOST_PASSES = 1_500, 6_000
 _LARGEST_BATCH: Final = 50
 # Bytes of one pass's activations, for learning and for correcting biases.
 _MEMORY: Final = 1 << 30
