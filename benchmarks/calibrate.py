@@ -254,7 +254,7 @@ def benchmark(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     small, large = (listing(folder / f"{n}.txt", photos, n) for n in (given.images, 8 * given.images))
     runs = in_rounds(model, small, given.rounds)
     memory = {
-        str(count): must(measure("ours_one_worker", model, data)).peak_mb
+        str(count): statistics.median(must(measure("ours_one_worker", model, data)).peak_mb for _ in range(3))
         for count, data in ((given.images, small), (8 * given.images, large))
     }
     few, many = memory.values()

@@ -140,7 +140,8 @@ def _observe(
     except KeyboardInterrupt:
         if bar:
             bar.close()
-            if state is not None and state.exists():
+            # Before the first batch, what lies there is an earlier run's, and perhaps of something else.
+            if state is not None and any(heard) and state.exists():
                 bar.note(f"{state} holds the images done so far: the same command goes on from there")
         raise
     finally:

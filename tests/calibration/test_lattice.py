@@ -160,6 +160,7 @@ def test_the_written_file_rounds_no_pixel(goal, contract):
 def test_onnxruntime_gets_the_prologue_as_one_quantiser_where_no_tie_forbids_it(goal, contract, operators):
     batch = tensors(contract)
     found = on_lattice(stem().network(), contract, GOALS[goal], seen(batch))
+    assert found.quantisation is not None
     placement = place(found.network, GOALS[goal])
     observers = observers_of(found.network, batch)
     model = write(
