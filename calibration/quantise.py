@@ -37,13 +37,15 @@ Effort = Literal["fast", "balanced", "best"]
 EFFORTS: Final[tuple[Effort, ...]] = get_args(Effort)
 #: Fewest images that refinement is worth: some to learn from, some to judge by.
 FEWEST_IMAGES: Final = 10
+# It moves every layer: what gains less, in dB, has as often lost as much on other images.
+_LEAST_OF_EQUALISATION: Final = 0.25
 # One in so many images is held back from refinement, to judge its steps by.
 _HELD_BACK: Final = 5
 _MOST_HELD_BACK: Final = 128
 # Multiply-accumulates forward that learning may take, within so many images: minutes for small networks, a quarter of
 # an hour for ResNet-50 on two cores. Fixed, not timed: the same input has to give the same file.
 _LEARNING: Final = 1.0e12
-_FEWEST_PASSES, _MOST_PASSES = 1_500, 6_000
+_FEWEST_PASSES, _MOST_PASSES = 1_500, 8_000
 _LARGEST_BATCH: Final = 50
 # Bytes of one pass's activations, for learning and for correcting biases.
 _MEMORY: Final = 1 << 30
@@ -312,7 +314,7 @@ class _Work:
         if self._options.effort == "fast":
             return state
         before = state
-        state = self._tried("equalisation", state, lambda: self._equalised(before))
+        state = self._tried("equalisation", state, lambda: self._equalised(before), _LEAST_OF_EQUALISATION)
         corrected = state
         state = self._tried("bias correction", state, lambda: self._corrected(corrected))
         if self._options.effort == "best":
@@ -320,14 +322,14 @@ class _Work:
             state = self._tried("learned rounding", state, lambda: self._learned(start))
         return state
 
-    def _tried(self, name: str, state: _State, change: Callable[[], _State]) -> _State:
-        """Take a change if it helps on the images held back; without images, on trust."""
+    def _tried(self, name: str, state: _State, change: Callable[[], _State], least: float = 0.0) -> _State:
+        """Take a change if it gains more than ``least`` dB on the images held back; without images, on trust."""
         begin = time.perf_counter()
         self._listener.started(name)
         before = self._sqnr(state)
         new = change()
         after = self._sqnr(new)
-        applied = before is None or after is None or after > before
+        applied = before is None or after is None or after > before + least
         self._told(name, before, after, applied, begin)
         return new if applied else state
 
