@@ -15,7 +15,8 @@ from onnx.inliner import inline_local_functions
 
 from calibration.graph import QUANTISED
 from calibration.lint_fusion import fusion
-from calibration.lint_graph import AVERAGING, MOVING, WEIGHTED, QuantisedGraph
+from calibration.lint_graph import AVERAGING, MOVING, WEIGHTED, QuantisedGraph, title
+from calibration.lint_sides import CLIPPING
 from calibration.lint_table import RULES, Severity
 from calibration.placement import TARGETS
 from runtimes.errors import GraphError, first_line
@@ -26,6 +27,11 @@ _INTEGER_FORMS: Final = {
     "MatMulInteger": "MatMul", "MatMulIntegerToFloat": "MatMul", "QLinearGlobalAveragePool": "GlobalAveragePool",
     "QLinearAveragePool": "AveragePool",
 }  # fmt: skip
+# What the rules take for granted of a node.
+_FEWEST_INPUTS: Final = {
+    **dict.fromkeys(MOVING | AVERAGING | CLIPPING | {"Pad"}, 1),
+    **dict.fromkeys(WEIGHTED | {"Add", "QuantizeLinear", "DequantizeLinear"}, 2),
+}
 _COUNTED: Final = ("Conv", "Add", "Gemm", "MatMul", "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
 
 
@@ -125,7 +131,7 @@ def report(model: onnx.ModelProto, target: str) -> Report:
         target: One of :data:`calibration.placement.TARGETS`.
 
     Raises:
-        GraphError: The target is none, or the model has no nodes or is not quantised.
+        GraphError: The target is none, or the model has no nodes, is not quantised, or lacks inputs of nodes.
     """
     if target not in TARGETS:
         raise GraphError(f"target {target!r} is not known: expected one of {', '.join(TARGETS)}")
@@ -148,7 +154,7 @@ def read_quantised(path: Path) -> onnx.ModelProto:
     """A quantised ONNX file, with its weights.
 
     Raises:
-        GraphError: It cannot be read, is not ONNX, has no nodes, or is not quantised.
+        GraphError: It cannot be read, is not ONNX, has no nodes, is not quantised, or lacks inputs of nodes.
     """
     try:
         model = onnx.load_model_from_string(path.read_bytes())
@@ -172,6 +178,13 @@ def _check(model: onnx.ModelProto, name: str) -> None:
     inside = (node for function in model.functions for node in function.node)
     if not any(node.op_type in QUANTISED for node in (*model.graph.node, *inside)):
         raise GraphError(f"{name} is not quantised: expected QuantizeLinear and DequantizeLinear in it")
+    for node in model.graph.node:
+        fewest = _FEWEST_INPUTS.get(node.op_type, 0)
+        if len(node.input) < fewest or (fewest and not node.output):
+            raise GraphError(
+                f"{name} is not valid ONNX: inputs and outputs of {node.op_type} {title(node)} are "
+                f"{len(node.input)} and {len(node.output)}, expected {fewest} and 1 at least"
+            )
 
 
 def _counts(graph: QuantisedGraph, target: str) -> Mapping[str, Count]:
@@ -192,6 +205,8 @@ def _layers(graph: QuantisedGraph) -> Iterable[onnx.NodeProto]:
 def _is_integer(graph: QuantisedGraph, node: onnx.NodeProto, target: str) -> bool:
     if target == "onnxruntime":
         return fusion(graph, node).integer
+    if graph.quantizes(node.input[0]) is not None:
+        return True  # the file has it on integers already, as a MaxPool can be
     inputs = [graph.dequantized(name, MOVING | {"Pad"}) is not None for name in node.input[:2]]
     if node.op_type == "Add":
         return any(inputs)  # the other side is added in the accumulators

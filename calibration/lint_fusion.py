@@ -162,8 +162,11 @@ def _fills_in(graph: QuantisedGraph, data: Side, side: Side | None, weight: str,
     if side is None or data.linear.per_channel:
         return False
     for name, rank in ((weight, 0), (bias, 1)):
+        if name not in graph.constants:
+            return False
+        # What is computed from constants is folded first; it is taken for float32 of the right rank.
         values = graph.constant(name) if name else None
-        if name and (values is None or values.dtype != np.float32 or (rank and values.ndim != rank)):
+        if values is not None and (values.dtype != np.float32 or (rank and values.ndim != rank)):
             return False
     return True
 
@@ -172,7 +175,7 @@ def _one_scale_for_each(graph: QuantisedGraph, weight: Weight, bias: str) -> boo
     values, scale = graph.constant(bias), weight.linear.scale
     if scale is None or scale.size == 1:
         return True
-    return values is not None and values.size == scale.size and weight.axis == weight.wanted
+    return (values is None or values.size == scale.size) and weight.axis == weight.wanted
 
 
 def _product(graph: QuantisedGraph, node: onnx.NodeProto) -> Fusion:
@@ -242,6 +245,8 @@ def _average(graph: QuantisedGraph, node: onnx.NodeProto) -> Fusion:
 
 
 def _moved(graph: QuantisedGraph, node: onnx.NodeProto) -> Fusion:
+    if graph.quantizes(node.input[0]) is not None:
+        return Fusion()  # the file has it on integers already
     side, end = before(graph, node.input[0]), after(graph, node.output[0]).side
     if side is None and end is None:
         return Fusion("input", "neither its input nor its output is quantised")

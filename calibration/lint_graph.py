@@ -73,14 +73,23 @@ class Linear:
         return np.zeros(1, np.int64) if self.zero is None else self.zero.astype(np.int64).reshape(-1)
 
     def same_numbers(self, other: Linear) -> bool:
-        """Whether integers mean the same real numbers to both."""
-        if self.scale is None or other.scale is None:
-            return list(self.node.input[1:]) == list(other.node.input[1:])
-        axes = self.axis == other.axis or not self.per_channel
-        scales = np.array_equal(self.scale.ravel(), other.scale.ravel())
+        """Whether integers are known to mean the same real numbers to both."""
+        known = self.scale is not None and other.scale is not None
+        return (known or self.node.input[1] == other.node.input[1]) and not self.differences(other)
+
+    def differences(self, other: Linear) -> tuple[str, ...]:
+        """In what both are known to differ: ``scale``, ``zero point``, ``type``, ``axis``."""
         longest = max(self.zeros.size, other.zeros.size)
-        zeros = np.array_equal(np.resize(self.zeros, longest), np.resize(other.zeros, longest))
-        return axes and scales and zeros and self.dtype == other.dtype
+        same_by_part = {
+            # NaN is as bad in both, and no difference between them.
+            "scale": self.scale is None
+            or other.scale is None
+            or np.array_equal(self.scale.ravel(), other.scale.ravel(), equal_nan=True),
+            "zero point": np.array_equal(np.resize(self.zeros, longest), np.resize(other.zeros, longest)),
+            "type": self.dtype == other.dtype,
+            "axis": self.axis == other.axis or not self.per_channel,
+        }
+        return tuple(part for part, same in same_by_part.items() if not same)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from calibration.graph import attribute
 from calibration.lint_fusion import bias_error, fusion
 from calibration.lint_graph import AVERAGING, Linear, QuantisedGraph, Weight, title
 from calibration.lint_rules import Hit, known_weights
-from calibration.lint_sides import past_padding, stays_signed
+from calibration.lint_sides import before, past_padding, stays_signed
 from calibration.saturation import overflows
 
 # What the installed optimiser (1.32) lets pass; earlier ones do not look at all.
@@ -99,8 +99,10 @@ def converted_activations(graph: QuantisedGraph) -> Iterator[Hit]:
 def _signed(graph: QuantisedGraph) -> Iterator[tuple[bool, Hit]]:
     for item in graph.activations:
         if item.quantises and item.dtype == "int8":
-            takers = graph.uses[item.integers]
-            hit = Hit(title(item.node), item.reals, f"int8, zero point {item.zeros[0]}, taken {takers} times")
+            # A DequantizeLinear is made one for each of its takers.
+            takers = sum(graph.uses[reader.reals] for reader in graph.behind(item.integers))
+            read = f", read by {takers} nodes" if takers > 1 else ""
+            hit = Hit(title(item.node), item.reals, f"int8, zero point {item.zeros[0]}{read}")
             yield stays_signed(graph, item), hit
 
 
@@ -121,9 +123,9 @@ def _biases(graph: QuantisedGraph) -> Iterator[tuple[onnx.NodeProto, Linear, Wei
     for node, weight in known_weights(graph):
         if node.op_type == "MatMul" or len(node.input) < 3 or not node.input[2]:
             continue
-        data, bias = graph.dequantized(past_padding(graph, node.input[0])), graph.dequantized(node.input[2])
+        data, bias = before(graph, past_padding(graph, node.input[0])), graph.dequantized(node.input[2])
         if data is not None and bias is not None and bias.dtype == "int32":
-            yield node, data, weight, bias
+            yield node, data.linear, weight, bias
 
 
 def _wrong_biases(graph: QuantisedGraph) -> Iterator[tuple[onnx.NodeProto, float]]:

@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 import onnx
 
-from calibration.graph import QUANTISED, attribute
+from calibration.graph import attribute
 from calibration.lint_graph import AVERAGING, HANDING_ON, MOVING, WEIGHTED, Linear, QuantisedGraph, title
-from calibration.lint_rules import Hit, is_input, known_weights
+from calibration.lint_rules import Hit, is_input, is_quantised, known_weights
 
 # Operators that TensorRT moves Q and DQ across; a padding is part of the convolution, or a kernel on integers.
 _TENSORRT_MOVES = MOVING | {"Pad"}
@@ -71,8 +71,8 @@ def wide_integers(graph: QuantisedGraph) -> Iterator[Hit]:
 def integer_operators(graph: QuantisedGraph) -> Iterator[Hit]:
     """Operators that compute on integers themselves, and Microsoft's."""
     for node in graph.nodes:
-        own = node.op_type in ("QuantizeLinear", "DequantizeLinear")
-        if (node.op_type in QUANTISED and not own) or node.domain == "com.microsoft":
+        own = node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.domain != "com.microsoft"
+        if is_quantised(node) and not own:
             domain = f"{node.domain}." if node.domain else ""
             yield Hit(title(node), next(iter(node.output), ""), f"operator {domain}{node.op_type}")
 
@@ -109,31 +109,37 @@ half_quantised_tensorrt = partial(_half_quantised, _TENSORRT_MOVES)
 half_quantised_openvino = partial(_half_quantised, _OPENVINO_MOVES)
 
 
-def _float(graph: QuantisedGraph) -> Iterator[onnx.NodeProto]:
+def _float(moves: frozenset[str], graph: QuantisedGraph) -> Iterator[onnx.NodeProto]:
     for node in graph.weighted:
-        if graph.dequantized(node.input[0], _OPENVINO_MOVES) is None and graph.weight(node) is None:
+        if graph.dequantized(node.input[0], moves) is None and graph.weight(node) is None:
             yield node
 
 
-def float_convolutions(graph: QuantisedGraph) -> Iterator[Hit]:
-    """A convolution inside the network without Q/DQ."""
-    for node in _float(graph):
+def _float_convolutions(moves: frozenset[str], graph: QuantisedGraph) -> Iterator[Hit]:
+    for node in _float(moves, graph):
         if node.op_type == "Conv" and not _is_first(graph, node):
             yield Hit(title(node), node.output[0], "neither its input nor its weights are quantised")
 
 
-def float_first_convolution(graph: QuantisedGraph) -> Iterator[Hit]:
-    """The convolution that takes the image, without Q/DQ."""
-    for node in _float(graph):
+def _float_first_convolution(moves: frozenset[str], graph: QuantisedGraph) -> Iterator[Hit]:
+    for node in _float(moves, graph):
         if node.op_type == "Conv" and _is_first(graph, node):
             yield Hit(title(node), node.output[0], "the first convolution is not quantised")
 
 
-def float_classifier(graph: QuantisedGraph) -> Iterator[Hit]:
-    """A Gemm or MatMul with weights and without Q/DQ."""
-    for node in _float(graph):
+def _float_classifier(moves: frozenset[str], graph: QuantisedGraph) -> Iterator[Hit]:
+    for node in _float(moves, graph):
         if node.op_type != "Conv":
             yield Hit(title(node), node.output[0], "neither its input nor its weights are quantised")
+
+
+#: A convolution inside the network, the one that takes the image, and a Gemm or MatMul, without Q/DQ.
+float_convolutions_tensorrt = partial(_float_convolutions, _TENSORRT_MOVES)
+float_convolutions_openvino = partial(_float_convolutions, _OPENVINO_MOVES)
+float_first_convolution_tensorrt = partial(_float_first_convolution, _TENSORRT_MOVES)
+float_first_convolution_openvino = partial(_float_first_convolution, _OPENVINO_MOVES)
+float_classifier_tensorrt = partial(_float_classifier, _TENSORRT_MOVES)
+float_classifier_openvino = partial(_float_classifier, _OPENVINO_MOVES)
 
 
 def _is_first(graph: QuantisedGraph, node: onnx.NodeProto) -> bool:
@@ -245,7 +251,8 @@ def asymmetric_weights(graph: QuantisedGraph) -> Iterator[Hit]:
     """Weights that are not int8 with zero point 0."""
     for node, weight in known_weights(graph):
         if weight.linear.dtype == "uint8" or weight.linear.zeros.any():
-            yield Hit(title(node), weight.linear.reals, f"{weight.linear.dtype}, zero point {weight.linear.zeros[0]}")
+            zero = max(weight.linear.zeros, key=abs)
+            yield Hit(title(node), weight.linear.reals, f"{weight.linear.dtype}, zero point {zero}")
 
 
 def wide_activations(graph: QuantisedGraph) -> Iterator[Hit]:

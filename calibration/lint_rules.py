@@ -48,15 +48,20 @@ def lonely(graph: QuantisedGraph) -> Iterator[Hit]:
     for item in graph.activations:
         if item.quantises:
             takers = graph.takers(item.integers)
-            strange = [n.op_type for n in takers if n.op_type not in QUANTISED | MOVING]
+            strange = [n.op_type for n in takers if not (n.op_type in MOVING or is_quantised(n))]
             if not takers and item.integers not in graph.outputs:
                 yield Hit(title(item.node), item.integers, "nothing takes its integers")
             elif strange:
                 yield Hit(title(item.node), item.integers, f"its integers go to {strange[0]}, not to DequantizeLinear")
-        elif (source := _maker(graph, item.integers)) is not None and source.op_type not in QUANTISED:
+        elif (source := _maker(graph, item.integers)) is not None and not is_quantised(source):
             yield Hit(
                 title(item.node), item.integers, f"its integers come from {source.op_type}, not from QuantizeLinear"
             )
+
+
+def is_quantised(node: onnx.NodeProto) -> bool:
+    """Whether only quantised files have such a node, or it is one of Microsoft's, which take integers as they are."""
+    return node.op_type in QUANTISED or node.domain == "com.microsoft"
 
 
 def _maker(graph: QuantisedGraph, name: str) -> onnx.NodeProto | None:
@@ -69,9 +74,9 @@ def rescaled_chains(graph: QuantisedGraph) -> Iterator[Hit]:
     """Q → DQ → Q → DQ whose second half has other numbers."""
     for item in graph.activations:
         earlier = graph.dequantized(item.reals) if item.quantises else None
-        if earlier is None or earlier.integers in graph.constants or earlier.same_numbers(item):
+        if earlier is None or earlier.integers in graph.constants or not earlier.differences(item):
             continue
-        numbers = f"{_told(earlier)} and then {_told(item)}"
+        numbers = f"{_told(earlier)} and then {_told(item)}: another {_parts(earlier, item)}"
         yield Hit(title(item.node), item.reals, f"the same values are rounded twice, with {numbers}")
 
 
@@ -79,6 +84,10 @@ def _told(item: Linear) -> str:
     if item.scale is None:
         return "a scale that is not known"
     return f"{item.scale.size} scales" if item.per_channel else f"scale {item.scale.ravel()[0]:g}"
+
+
+def _parts(first: Linear, second: Linear) -> str:
+    return " and ".join(first.differences(second))
 
 
 def mismatched_pairs(graph: QuantisedGraph) -> Iterator[Hit]:
@@ -94,14 +103,11 @@ def reinterpreted_inputs(graph: QuantisedGraph) -> Iterator[Hit]:
 def _mismatched(graph: QuantisedGraph) -> Iterator[tuple[bool, Hit]]:
     for item in graph.activations:
         quantize = None if item.quantises else graph.quantizes(item.integers)
-        if quantize is None or quantize.same_numbers(item):
+        if quantize is None or not quantize.differences(item):
             continue
         made, read = f"{_told(quantize)} ({quantize.dtype})", f"{_told(item)} ({item.dtype})"
-        zeros = "" if _told(quantize) != _told(item) else " and another zero point"
-        yield (
-            is_input(graph, quantize.reals),
-            Hit(title(item.node), item.integers, f"quantised with {made}, read with {read}{zeros}"),
-        )
+        message = f"quantised with {made}, read with {read}: another {_parts(quantize, item)}"
+        yield is_input(graph, quantize.reals), Hit(title(item.node), item.integers, message)
 
 
 def is_input(graph: QuantisedGraph, name: str) -> bool:

@@ -52,6 +52,10 @@ _PER_TENSOR: Final = "give the activation one scale; put what differs between ch
 _Q_BEHIND: Final = "put QuantizeLinear and DequantizeLinear behind it, the only thing that takes its output"
 _Q_BEFORE: Final = "put QuantizeLinear and DequantizeLinear before it, with nothing but MaxPool or Reshape between"
 _OUTPUT_AXIS: Final = "axis 0 for Conv and for Gemm with transB, 1 for Gemm without it, the last one for MatMul"
+_BOTH: Final = "quantise its input and its weights"
+_FIRST: Final = "it is a few percent of the work, and often left so for accuracy"
+_FIRST_TOO: Final = "quantise it too where speed counts"
+_CLASSIFIER: Final = "it runs in float: little work, but its weights are not small"
 _WEIGHTS: Final = "one scale for each output channel, int8, zero point 0"
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -122,12 +126,12 @@ RULES: Final[tuple[Rule, ...]] = (
          "quantise both the input and the weights", place.half_quantised_tensorrt),
     Rule("half-quantised", _OV, "warning", "a layer with one quantised input runs in float",
          "quantise both the input and the weights", place.half_quantised_openvino),
-    Rule("conv-float", _TRT | _OV, "warning", "the layer runs in float", "quantise its input and its weights",
-         place.float_convolutions),
-    Rule("first-conv-float", _TRT | _OV, "note", "it is a few percent of the work, and often left so for accuracy",
-         "quantise it too where speed counts", place.float_first_convolution),
-    Rule("classifier-float", _TRT | _OV, "note", "it runs in float: little work, but its weights are not small",
-         "quantise its input and its weights", place.float_classifier),
+    Rule("conv-float", _TRT, "warning", "the layer runs in float", _BOTH, place.float_convolutions_tensorrt),
+    Rule("conv-float", _OV, "warning", "the layer runs in float", _BOTH, place.float_convolutions_openvino),
+    Rule("first-conv-float", _TRT, "note", _FIRST, _FIRST_TOO, place.float_first_convolution_tensorrt),
+    Rule("first-conv-float", _OV, "note", _FIRST, _FIRST_TOO, place.float_first_convolution_openvino),
+    Rule("classifier-float", _TRT, "note", _CLASSIFIER, _BOTH, place.float_classifier_tensorrt),
+    Rule("classifier-float", _OV, "note", _CLASSIFIER, _BOTH, place.float_classifier_openvino),
     Rule("add-quantised-twice", _TRT, "warning", "NVIDIA calls it suboptimal: the last convolution and the sum become "
          "two kernels", "keep Q/DQ on the shortcut only", place.sums_quantised_twice),
     Rule("add-float", _TRT, "warning", "the sum runs in float, with the shortcut written and read in float "
@@ -177,8 +181,7 @@ RULES: Final[tuple[Rule, ...]] = (
          "give scale and zero point rank 0, not shape [1]", ort.sums_beside_vectors),
     Rule("gemm-float", _ORT, "warning", "it runs in float, and its integers are turned into float each time",
          "put Q/DQ just before it (behind Flatten), int8 weights, an int32 bias", ort.float_products),
-    Rule("classifier-float", _ORT, "note", "it runs in float: little work, but its weights are not small",
-         "quantise its input and its weights", ort.float_classifier),
+    Rule("classifier-float", _ORT, "note", _CLASSIFIER, _BOTH, ort.float_classifier),
     Rule("maxpool-float", _ORT, "warning", "it runs in float, with conversions on both sides",
          "put the same scale before and behind it", ort.float_maxima),
     Rule("pool-float", _ORT, "note", "it runs in float, with a conversion before it",
