@@ -9,8 +9,8 @@ rounds, so that a noisy machine hurts all alike. Imports and the reading of the 
     observing_ratio     decoding excluded from both: the same batches in memory, observed and chosen from by every
                         method, to running them
 
-Bounds that the project holds itself to: a time_ratio of at most 1.5, and the peak memory at 1024 images within 5 % of
-that at 128. The observing_ratio is told beside it, as the one that compares with ONNX Runtime's calibrators.
+Bounds that the project holds itself to: at most 1.5 for either ratio, and the peak memory at 1024 images within 5 % of
+that at 128. The observing_ratio is the one that compares with ONNX Runtime's calibrators.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from calibration.preprocess import PRESETS
 from calibration.thresholds import METHODS, choose
 
 _HERE = Path(__file__).parent
-BOUNDS = {"time_ratio": 1.5, "memory_ratio": 1.05}
+BOUNDS = {"time_ratio": 1.5, "observing_ratio": 1.5, "memory_ratio": 1.05}
 PEERS = ("MinMax", "Entropy", "Percentile")
 THREADS = 2
 _COMMAND = Path(sys.executable).with_name("resnet-export")
@@ -295,7 +295,7 @@ def main() -> None:
         result = benchmark(Path(folder), given)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({name: result[name] for name in (*BOUNDS, "observing_ratio")}))
+    print(json.dumps({name: result[name] for name in BOUNDS}))
     exceeded = [name for name, bound in BOUNDS.items() if result[name] > bound]
     if exceeded:
         sys.exit(f"beyond its bound: {', '.join(exceeded)}")

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +107,7 @@ def affine(low: float, high: float, grid: Grid) -> Affine:
     Raises:
         DataError: A bound is not finite.
     """
-    if not (np.isfinite(low) and np.isfinite(high)):
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(f"a range reaches from {low} to {high}: expected finite numbers")
     low, high = min(low, 0.0), max(high, 0.0)
     if high == low == 0.0:
@@ -118,7 +119,7 @@ def affine(low: float, high: float, grid: Grid) -> Affine:
         scale = max(high / above, -low / below if below else 0.0)
         return Affine(_float32(scale), grid.origin, grid)
     scale = _float32((high - low) / grid.steps)
-    zero_point = int(np.clip(np.rint(grid.low - low / scale), grid.low, grid.high))
+    zero_point = min(max(round(grid.low - low / scale), grid.low), grid.high)  # halves to the even one, as rint
     return Affine(scale, zero_point, grid)
 
 

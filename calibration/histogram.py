@@ -128,6 +128,11 @@ class Histogram:
             self._total = int(self.counts.sum()) + self.zeros
         return self._total
 
+    @property
+    def width(self) -> float:
+        """Of a bin."""
+        return math.ldexp(1.0, self.exponent)
+
     def occupied(self) -> tuple[Float64, Float64, float]:
         """The bins that hold something, without zeros.
 
@@ -136,7 +141,7 @@ class Histogram:
         """
         if self._occupied is not None:
             return self._occupied
-        width = math.ldexp(1.0, self.exponent)
+        width = self.width
         index = np.flatnonzero(self.counts)
         centres = ((index - BINS + 0.5) * width).astype(np.float64)
         counts = self.counts[index].astype(np.float64)
