@@ -136,8 +136,8 @@ def read(model: Path, root: Path) -> Images:
 def quantise(model: Path, images: Images, target: str, path: Path) -> None:
     """Our file, effort fast: refinement changes numbers, not operators."""
     from calibration.collect import Collector, collect
+    from calibration.outcome import Options
     from calibration.placement import target as find
-    from calibration.quantise import Options
     from calibration.quantise import quantise as make
     from calibration.ranges import Ranges
     from exporter.quantisation_inputs import contract_of, open_model

@@ -23,9 +23,10 @@ from calibration.collect import Progress, batch_size
 from calibration.graph import Network, input_size
 from calibration.images import BadFile, batches, find_images, sample
 from calibration.listing import ImageFile
+from calibration.outcome import Listener, Options, Quantised
 from calibration.placement import place
 from calibration.preprocess import Preprocessing
-from calibration.quantise import FEWEST_IMAGES, Listener, Options, Quantised, quantise
+from calibration.quantise import FEWEST_IMAGES, quantise
 from calibration.ranges import Ranges, read_ranges
 from exporter.files import check_output, reserve
 from exporter.graph.check import operator_counts

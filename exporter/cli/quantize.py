@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from calibration.quantise import Step
+    from calibration.outcome import Step
     from exporter.quantise import QuantiseReport
 
 _EXAMPLES = """\b
@@ -117,8 +117,8 @@ def _fields(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options(given: dict[str, Any]) -> Any:
+    from calibration.outcome import Options
     from calibration.placement import target
-    from calibration.quantise import Options
 
     folds = given["folds"]
     if folds is None and given["target"] == "tensorrt":
@@ -143,7 +143,7 @@ def _lines() -> Any:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.text import Text
 
-    from calibration.quantise import Listener
+    from calibration.outcome import Listener
     from exporter.cli.console import stderr_console
 
     class Lines:

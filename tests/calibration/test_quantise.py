@@ -14,8 +14,9 @@ from onnx import numpy_helper
 
 import calibration.quantise as module
 from calibration.graph import Network
+from calibration.outcome import EFFORTS, Listener, Options, Quantised, Step
 from calibration.placement import target
-from calibration.quantise import EFFORTS, Listener, Options, Quantised, Step, quantise
+from calibration.quantise import quantise
 from calibration.ranges import Ranges
 from calibration.simulate import Images
 from runtimes.errors import DataError, GraphError, InputError

@@ -21,9 +21,9 @@ import exporter.quantise as module
 from calibration.calibrate import calibrate
 from calibration.graph import Network, read_network
 from calibration.images import batches, find_images
+from calibration.outcome import Options
 from calibration.placement import target
 from calibration.preprocess import PRESETS
-from calibration.quantise import Options
 from exporter.graph.metadata import read_metadata, write_metadata
 from exporter.quantise import Fidelity, Inputs, quantise_onnx, read_quantisation
 from runtimes.errors import DataError, GraphError, InputError
