@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from calibration.reading import read_model, tensors
 from runtimes.errors import GraphError, first_line
 
 #: Operators with weights, whose arithmetic INT8 speeds up.
@@ -176,30 +176,9 @@ def read_network(path: Path) -> Network:
         GraphError: The file cannot be read, is quantised already, is not FP32, has another number of inputs than
             one, or its nodes are not in the order of computation.
     """
-    try:
-        data = path.read_bytes()
-        model = onnx.load_model_from_string(data)
-    except OSError as error:
-        raise GraphError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # protobuf's DecodeError has no public base
-        raise GraphError(
-            f"{path} is not an ONNX file ({first_line(error)}): make one with resnet-export onnx"
-        ) from error
-    if not model.graph.node:
-        raise GraphError(f"{path} is not an ONNX file, or has no nodes: make one with resnet-export onnx")
-    digest = sha256(data)
-    external = [item for item in _tensors(model) if item.data_location == onnx.TensorProto.EXTERNAL]
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except Exception as error:
-        raise GraphError(
-            f"{path} keeps its weights in other files, which cannot be read: {first_line(error)}"
-        ) from error
-    # The file only names them: without their values, retrained weights would pass for the same model.
-    for item in external:
-        digest.update(item.raw_data)
+    model, digest = read_model(path, "make one with resnet-export onnx")
     _check(model, str(path))
-    return Network(model, digest.hexdigest())
+    return Network(model, digest)
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:
@@ -213,7 +192,7 @@ def _check(model: onnx.ModelProto, name: str) -> None:
         named = ", ".join(item.name for item in inputs) or "none"
         raise GraphError(f"{name} has {len(inputs)} inputs ({named}), expected one batch of images")
     kind = inputs[0].type.tensor_type
-    halves = any(item.data_type in _HALF for item in _tensors(model))
+    halves = any(item.data_type in _HALF for item in tensors(model))
     if kind.elem_type != onnx.TensorProto.FLOAT or halves:
         raise GraphError(f"{name} is not FP32: calibrate the FP32 file, and give precisions to the target")
     if len(kind.shape.dim) != 4:
@@ -233,12 +212,6 @@ def _check_order(graph: onnx.GraphProto, name: str) -> None:
                 f"save the model with its nodes in the order of computation"
             )
         known.update(node.output)
-
-
-def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """All that hold values: initializers, and the constants inside nodes."""
-    inside = (item.t for node in model.graph.node for item in node.attribute if item.HasField("t"))
-    return [*model.graph.initializer, *inside]
 
 
 def _constant(node: onnx.NodeProto) -> Array | None:

@@ -19,7 +19,8 @@ from calibration.lint_graph import AVERAGING, MOVING, WEIGHTED, QuantisedGraph, 
 from calibration.lint_sides import CLIPPING
 from calibration.lint_table import RULES, Severity
 from calibration.placement import TARGETS
-from runtimes.errors import GraphError, first_line
+from calibration.reading import read_model
+from runtimes.errors import GraphError
 
 # Operators that are integer already -> what they are counted as.
 _INTEGER_FORMS: Final = {
@@ -156,25 +157,12 @@ def read_quantised(path: Path) -> onnx.ModelProto:
     Raises:
         GraphError: It cannot be read, is not ONNX, has no nodes, is not quantised, or lacks inputs of nodes.
     """
-    try:
-        model = onnx.load_model_from_string(path.read_bytes())
-    except OSError as error:
-        raise GraphError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # protobuf's DecodeError has no public base
-        raise GraphError(f"{path} is not an ONNX file ({first_line(error)}): give a file with Q/DQ") from error
+    model, _ = read_model(path, "give a file with Q/DQ")
     _check(model, str(path))
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except Exception as error:
-        raise GraphError(
-            f"{path} keeps its weights in other files, which cannot be read: {first_line(error)}"
-        ) from error
     return model
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:
-    if not model.graph.node:
-        raise GraphError(f"{name} is not an ONNX model, or has no nodes: give one with QuantizeLinear")
     inside = (node for function in model.functions for node in function.node)
     if not any(node.op_type in QUANTISED for node in (*model.graph.node, *inside)):
         raise GraphError(f"{name} is not quantised: expected QuantizeLinear and DequantizeLinear in it")

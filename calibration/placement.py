@@ -70,6 +70,7 @@ class Target:
         integer_bias: Biases as INT32 in the scale of the accumulators, instead of float.
         folds: Positive activations are stored less their zero point, so that symmetric integers hold them all.
         spares_pairs: Weights avoid sums that overflow 16 bits (:mod:`calibration.saturation`).
+        cpu: Processor that it was fitted to.
     """
 
     name: TargetName
@@ -79,6 +80,7 @@ class Target:
     integer_bias: bool
     folds: Folding
     spares_pairs: bool = False
+    cpu: str = "any"
 
 
 _TARGETS: Final[Mapping[TargetName, Target]] = MappingProxyType(
@@ -115,6 +117,7 @@ def target(name: str, *, cpu: str = "any", folds: Folding | None = None) -> Targ
         raise InputError(f"the processor {cpu} cannot be chosen for {name}: leave it out")
     if folds is not None and name != "tensorrt":
         raise InputError(f"{name} has zero points of its own: only the target tensorrt folds them into biases")
+    found = replace(found, cpu=cpu)
     if cpu == "avx2":
         return replace(found, weights=S7_NARROW, spares_pairs=False)
     if cpu == "arm":

@@ -27,8 +27,8 @@ _WEIGHT_RATE: Final = 0.015
 _SCALE_RATE: Final = 0.002
 _WEIGHT_SCALE_RATE: Final = 0.0005
 _BIAS_RATE: Final = 0.0005
-# Weights near the middle between two integers flip at every step, and take turns in being wrong. What a running mean
-# over some twenty steps rounds to is the integer where they mostly were.
+# Of the running mean of all parameters, over some twenty steps. Weights near the middle between two integers flip to
+# and fro; a mean has them where they mostly were, and was up to 1 dB better than the step that it was taken at.
 _MEMORY: Final = 0.95
 # The second half of a schedule is looked at so often.
 _LOOKS: Final = 4

@@ -295,6 +295,7 @@ def _refinement_images(
 
 
 def _metadata(metadata: Mapping[str, Any], options: Options, ranges: Ranges) -> dict[str, Any]:
+    """What the file says of itself: enough to make it again."""
     return {
         **metadata,
         "precision": "int8",
@@ -302,6 +303,11 @@ def _metadata(metadata: Mapping[str, Any], options: Options, ranges: Ranges) -> 
             "target": options.target.name,
             "method": options.method,
             "effort": options.effort,
+            "seed": options.seed,
+            "cpu": options.target.cpu,
+            "fold_zero_point": options.target.folds,
+            "keep_fp": sorted(options.keep) or options.keep_worst,
+            "max_drop": options.max_drop,
             "model_sha256": ranges.model_sha256,
             "preprocessing_sha256": ranges.preprocessing_sha256,
             "images": ranges.images,

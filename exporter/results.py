@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from exporter.graph.fold import FoldResult
 from exporter.graph.opset import DEFAULT_OPSET, EXPORTER_OLDEST, require_opset
 from runtimes.errors import GraphError
+
+if TYPE_CHECKING:  # importing it takes seconds, and commands without torch show progress as well
+    from exporter.graph.fold import FoldResult
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from calibration import refine
 from calibration.collect import Collector, collect
 from calibration.graph import Network
 from calibration.grids import Affine
@@ -324,3 +326,35 @@ def test_a_batch_larger_than_the_images_is_all_of_them(net: Network) -> None:
     better = learned(Simulation(net, placement), parameters, x, Schedule(4, 16))
     assert all(np.isfinite(value).all() for value in arrays(better).values())
     assert not equal(better, parameters)
+
+
+def test_learning_sees_images_shifted_by_a_sixteenth_at_most_and_every_other_time_mirrored() -> None:
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(48.0), indexing="ij")
+    picture = torch.stack([rows, columns])[None]  # a pixel's value is where it was
+    generator = torch.Generator().manual_seed(0)
+    offsets = set()
+    for step in range(60):
+        moved = refine._varied(picture, step, generator)
+        assert moved.shape == picture.shape
+        if step % 2:
+            moved = torch.stack([moved[0, 0], 47 - moved[0, 1]])[None]
+        inside = moved[0, :, 4:-4, 4:-4] - picture[0, :, 4:-4, 4:-4]  # away from what is reflected
+        assert all(len(torch.unique(part)) == 1 for part in inside)
+        offsets.add((int(inside[0, 0, 0]), int(inside[1, 0, 0])))
+    down, across = zip(*offsets, strict=True)
+    assert (min(down), max(down), min(across), max(across)) == (-2, 2, -3, 3)
+
+
+def test_of_the_looks_the_judge_takes_the_best(net: Network) -> None:
+    x = images(24)
+    placement, parameters = start(net, x)
+    seen: list[Parameters] = []
+
+    def judge(found: Parameters) -> float:
+        seen.append(found)
+        return {3: 2.0}.get(len(seen), 1.0)
+
+    best = learned(Simulation(net, placement), parameters, x, Schedule(16, 8), judge=judge)
+    assert len(seen) == 8  # four looks, at the parameters and at their running mean
+    assert equal(best, seen[2])
+    assert not any(equal(one, other) for one, other in itertools.combinations(seen, 2))

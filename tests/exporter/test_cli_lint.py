@@ -147,6 +147,10 @@ def _given(case: str, folder: Path) -> list[str | Path]:
         broken = pairs(1)
         del broken.graph.node[0].input[:]
         save(folder, broken)
+    elif case == "weights cut short":
+        broken = pairs(1)
+        broken.graph.initializer[0].raw_data = broken.graph.initializer[0].raw_data[:-1]
+        save(folder, broken)
     elif case == "a float model":
         save(folder, built(lambda g: g.float_conv("x")))
     elif case != "no such file":
@@ -164,8 +168,9 @@ BAD = {
     "no such file": ("model.onnx cannot be read: No such file",),
     "a folder": ("model.onnx cannot be read: Is a directory",),
     "not ONNX": ("model.onnx is not an ONNX file", "give a file with Q/DQ"),
-    "an empty file": ("model.onnx is not an ONNX model, or has no nodes",),
+    "an empty file": ("model.onnx is not an ONNX file, or has no nodes",),
     "a node without inputs": ("is not valid ONNX", "QuantizeLinear n0 are 0 and 1"),
+    "weights cut short": ("model.onnx is damaged: the tensor c0",),
     "a float model": ("model.onnx is not quantised", "QuantizeLinear and DequantizeLinear"),
     "unknown target": ("'tpu'", *TARGETS),
     "no target": ("--target", *TARGETS),

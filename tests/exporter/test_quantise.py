@@ -114,6 +114,8 @@ def test_the_report_is_json_and_the_file_says_what_it_was_made_from(tmp_path: Pa
     assert told == metadata["quantisation"]
     assert told["model_sha256"] == sha256(model.read_bytes()).hexdigest() == document["ranges"]["model_sha256"]
     assert (told["target"], told["effort"], told["images"]) == ("openvino", "balanced", 24)
+    assert (told["seed"], told["cpu"], told["fold_zero_point"]) == (0, "any", "none")
+    assert (told["keep_fp"], told["max_drop"]) == (0, None)
     assert {step["name"] for step in document["gains"]} >= {"weight scales", "equalisation", "bias correction"}
     assert {row["layer"] for row in document["sensitivity"]} == {"stem", "conv1", "conv2", "logits"}
     assert document["ranges"]["tensors"].keys() == report.result.placement.sites.keys()

@@ -1,0 +1,59 @@
+"""An ONNX file with its weights, or one line about what is wrong with it."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+import onnx
+from onnx import numpy_helper
+
+from runtimes.errors import GraphError, first_line
+
+
+def read_model(path: Path, instead: str) -> tuple[onnx.ModelProto, str]:
+    """A model whose weights are all there.
+
+    Args:
+        path: The file.
+        instead: What to do where it is no ONNX file, for the message.
+
+    Returns:
+        The model, and the sha256 of the file's bytes followed by those of weights that it keeps in other files: it only
+        names them, and without their values retrained weights would pass for the same model.
+
+    Raises:
+        GraphError: It cannot be read, is not ONNX, has no nodes, or its weights are missing or cut short.
+    """
+    try:
+        data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
+    except OSError as error:
+        raise GraphError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # protobuf's DecodeError has no public base
+        raise GraphError(f"{path} is not an ONNX file ({first_line(error)}): {instead}") from error
+    if not model.graph.node:
+        raise GraphError(f"{path} is not an ONNX file, or has no nodes: {instead}")
+    digest = sha256(data)
+    external = [item for item in tensors(model) if item.data_location == onnx.TensorProto.EXTERNAL]
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:
+        raise GraphError(
+            f"{path} keeps its weights in other files, which cannot be read: {first_line(error)}"
+        ) from error
+    for item in external:
+        digest.update(item.raw_data)
+    for item in tensors(model):
+        try:
+            numpy_helper.to_array(item)
+        except Exception as error:  # of many kinds: lengths, types, shapes
+            name = f"the tensor {item.name}" if item.name else "the constant of a node"
+            raise GraphError(f"{path} is damaged: {name} cannot be read ({first_line(error)})") from error
+    return model, digest.hexdigest()
+
+
+def tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """All that hold values: initializers, and the constants inside nodes."""
+    inside = (item.t for node in model.graph.node for item in node.attribute if item.HasField("t"))
+    return [*model.graph.initializer, *inside]
