@@ -18,7 +18,7 @@ from calibration.collect import Collector, collect
 from calibration.equalise import equalised
 from calibration.graph import Network, input_size
 from calibration.grids import Affine
-from calibration.judge import Judge
+from calibration.judge import Judge, Labels
 from calibration.lattice import PIXELS, on_lattice
 from calibration.observers import Observer
 from calibration.outcome import Listener, Options, Quantised, Step
@@ -55,6 +55,7 @@ def quantise(
     options: Options,
     images: Images | None = None,
     listener: Listener | None = None,
+    labels: Labels | None = None,
 ) -> Quantised:
     """Make a quantised model.
 
@@ -64,6 +65,7 @@ def quantise(
         options: What is asked for.
         images: float32 ``[N, C, H, W]``, preprocessed; for every effort but ``fast``, and for sensitivity.
         listener: Hears of each step.
+        labels: Class of each image, int64 ``[N]``; what may be lost is then accuracy instead of agreement.
 
     Raises:
         DataError: The ranges are of another model, a weight is not finite, the images do not fit the network, or there
@@ -88,7 +90,7 @@ def quantise(
         if reason:
             options, notes = _without_images(options, reason)
     images = None if notes or not needs else images
-    return _Work(network, ranges, options, images, listener or Listener(), notes).done()
+    return _Work(network, ranges, options, images, labels, listener or Listener(), notes).done()
 
 
 def _check_numbers(options: Options) -> None:
@@ -117,6 +119,7 @@ class _Work:
         ranges: Ranges,
         options: Options,
         images: Images | None,
+        labels: Labels | None,
         listener: Listener,
         notes: Sequence[str],
     ) -> None:
@@ -133,6 +136,9 @@ class _Work:
         self._images = None if images is None else images[~chosen]
         self._batch = 1 if images is None else batch_within(network, images.shape, _MEMORY)
         self._judge = None if self._held is None else Judge(self._held, self._batch)
+        # Points of a per cent need all images there are: among a hundred, one is a point already.
+        self._everything = None if images is None else Judge(images, self._batch)
+        self._labels = labels
 
     def done(self) -> Quantised:
         options = self._options
@@ -294,26 +300,40 @@ class _Work:
 
     def _fewest(self, state: State, names: Sequence[str], allowed: float) -> int:
         """How many of the worst layers have to stay in float; found by halving."""
-        assert self._judge is not None  # asked for only where there are images
-        judge = self._judge
+        assert self._everything is not None  # asked for only where there are images
+        judge = self._everything
         begin = time.perf_counter()
         self._listener.started("mixed precision")
+        labels, what = self._counted(judge, state)
 
-        def drop(count: int) -> float:
-            found = judge.measured(state.without(self._options.keep | set(names[:count])))
-            return 100.0 * (1.0 - found.top1_agreement)
+        def lost(count: int) -> float:
+            return judge.lost(state.without(self._options.keep | set(names[:count])), labels)
 
         low, high = 0, len(names) - 1
-        if drop(0) <= allowed:
+        if lost(0) <= allowed:
             high = 0
-        elif drop(high) > allowed:
+        elif lost(high) > allowed:
             self._notes.append(
-                f"with all but one layer in float, {drop(high):.2f} points of agreement are still lost, "
+                f"with all but one layer in float, {lost(high):.2f} points of {what} are still lost, "
                 f"{allowed:g} were allowed"
             )
             low = high
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if drop(middle) <= allowed else (middle + 1, high)
-        self._told("mixed precision", None, None, True, begin, f"{high} of {len(names)} layers stay in float")
+            low, high = (low, middle) if lost(middle) <= allowed else (middle + 1, high)
+        left = f"{high} of {len(names)} layers stay in float"
+        self._told("mixed precision", None, None, True, begin, f"{left}, by {what}")
         return high
+
+    def _counted(self, judge: Judge, state: State) -> tuple[Labels | None, str]:
+        """What is not to be lost. Labels of another numbering would make noise of it, and are not taken."""
+        if self._labels is None:
+            return None, "agreement"
+        logits = judge.exact(state)
+        right = float(np.mean(logits.argmax(axis=1) == self._labels))
+        if right > 2 / logits.shape[1]:
+            return self._labels, "accuracy"
+        self._notes.append(
+            f"the labels are not those of the model, which is right on {right:.1%} of them: agreement is counted"
+        )
+        return None, "agreement"

@@ -212,10 +212,10 @@ def quantise_onnx(
             warnings.extend(done.warnings)
             seconds["calibrate"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        images = None
+        images = labels = None
         if files and _needs_images(options):
-            images = _refinement_images(files, contract, chosen.max_bad, skipped)
-        result = quantise(network, ranges, options, images, listener)
+            images, labels = _refinement_images(files, contract, chosen.max_bad, skipped)
+        result = quantise(network, ranges, options, images, listener, labels)
         seconds["quantise"] = time.perf_counter() - begin
         begin = time.perf_counter()
         write_metadata(result.model, _metadata(metadata, replace(options, effort=result.effort), ranges))
@@ -286,12 +286,15 @@ def _images(inputs: Inputs, seed: int) -> _Chosen:
 
 def _refinement_images(
     files: Sequence[ImageFile], contract: Preprocessing, max_bad: float, skipped: list[BadFile]
-) -> npt.NDArray[np.float32]:
-    """As many of the files as memory is set aside for, evenly over the list."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64] | None]:
+    """As many of the files as memory is set aside for, evenly over the list, and their labels where all have one."""
     first, _ = next(iter(batches(files, contract, 1, max_bad=1.0)))
     most = max(FEWEST_IMAGES, _REFINED // first.nbytes)
     chosen = files if len(files) <= most else [files[int(i)] for i in np.linspace(0, len(files) - 1, most)]
-    return np.concatenate([batch for batch, _ in batches(chosen, contract, 64, max_bad=max_bad, on_bad=skipped.append)])
+    parts = list(batches(chosen, contract, 64, max_bad=max_bad, on_bad=skipped.append))
+    labels = [file.label for _, taken in parts for file in taken if file.label is not None]
+    images = np.concatenate([batch for batch, _ in parts])
+    return images, np.array(labels) if len(labels) == len(images) else None
 
 
 def _metadata(metadata: Mapping[str, Any], options: Options, ranges: Ranges) -> dict[str, Any]:

@@ -47,7 +47,8 @@ _SHOWN_LAYERS = 8
               help="fast: no refinement; balanced: equalisation and bias correction; best: scales, roundings and "
                    "biases are learned. Default: balanced with --data, else fast.")  # fmt: skip
 @click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS",
-              help="Leave the worst layers in float until at most so many points of agreement are lost.")  # fmt: skip
+              help="Leave the worst layers in float until at most so many points of top-1 accuracy, or without labels "
+                   "of agreement, are lost.")  # fmt: skip
 @click.option("--keep-fp", metavar="N|NAMES",
               help="Leave the N most sensitive layers in float, or those named (with commas).")  # fmt: skip
 @click.option("--cpu", type=click.Choice(["any", "vnni", "avx2", "arm"]), default="any", show_default=True,

@@ -288,7 +288,7 @@ def test_a_choice_that_makes_no_sense_is_refused(
 def test_layers_stay_in_float_until_no_more_agreement_is_lost_than_allowed(net: Network, seen: Ranges) -> None:
     rough = damaged(seen, "relu1", "pool")
     given = options(effort="fast", method="minmax", max_drop=13.0)
-    held = images()[HELD]
+    held = images()  # points of a per cent need all there are
     plain = quantise(net, rough, replace(given, max_drop=100.0), images())
     assert drop(net, plain.model, held) > 13.0
     done = quantise(net, rough, given, images())
@@ -298,7 +298,27 @@ def test_layers_stay_in_float_until_no_more_agreement_is_lost_than_allowed(net: 
     assert kept == [row.layer for row in done.sensitivity[: len(kept)]]
     less = quantise(net, rough, replace(given, max_drop=None, keep=frozenset(kept[:-1])), images())
     assert drop(net, less.model, held) > 13.0  # none too many
-    assert f"{len(kept)} of 4 layers stay in float" in [step.note for step in done.steps]
+    assert f"{len(kept)} of 4 layers stay in float, by agreement" in [step.note for step in done.steps]
+
+
+def test_with_labels_accuracy_counts_and_not_agreement(net: Network, seen: Ranges) -> None:
+    """Labels that the float network gets right are like no labels; where it is wrong, to disagree costs nothing."""
+    rough = damaged(seen, "relu1", "pool")
+    given = options(effort="fast", method="minmax", max_drop=0.0)
+    all_in_8_bits = quantise(net, rough, replace(given, max_drop=100.0), images()).model
+    decided, wrong = (outputs(each, images(), "logits")[0].argmax(axis=1) for each in (net.model, all_in_8_bits))
+    assert (decided != wrong).any()
+    strict, free = (quantise(net, rough, given, images(), labels=labels) for labels in (decided, wrong))
+    assert any(row.kept for row in strict.sensitivity)
+    assert not any(row.kept for row in free.sensitivity)
+    assert {step.note.rpartition(" ")[2] for step in strict.steps if step.name == "mixed precision"} == {"accuracy"}
+
+
+def test_labels_of_another_numbering_are_told_and_not_taken(net: Network, seen: Ranges) -> None:
+    labels = (outputs(net.model, images(), "logits")[0].argmax(axis=1) + 1) % 6
+    done = quantise(net, seen, options(effort="fast", max_drop=5.0), images(), labels=labels)
+    assert any("the labels are not those of the model" in note and "0.0%" in note for note in done.notes)
+    assert any("by agreement" in step.note for step in done.steps)
 
 
 def test_a_bound_that_cannot_be_met_is_told(net: Network, seen: Ranges) -> None:

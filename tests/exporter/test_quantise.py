@@ -247,9 +247,10 @@ def test_refinement_holds_no_more_images_than_memory_is_set_aside_for_but_always
     held: list[int] = []
     real = calibration.quantise.quantise
 
-    def heard(network, ranges, options, images, listener):
+    def heard(network, ranges, options, images, listener, labels):
         held.append(len(images))
-        return real(network, ranges, options, images, listener)
+        assert labels.shape == (len(images),)  # the images are in folders of classes
+        return real(network, ranges, options, images, listener, labels)
 
     monkeypatch.setattr(module, "quantise", heard)
     data = save_images(tmp_path / "data", 30)
