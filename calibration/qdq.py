@@ -18,6 +18,7 @@ A constant that has to be made good is added to the bias of the convolution befo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from calibration.grids import Affine
 from calibration.lattice import PIXELS
 from calibration.parameters import Parameters, along, with_room_for_biases
 from calibration.placement import Placement, biased, passes_offset, takes_bias
+from runtimes.errors import GraphError
 
 # A mean this far from a whole pixel is still apart from a tie by more than float32 rounds.
 _NEAREST_TIE = 0.49
@@ -338,7 +340,17 @@ class _Writer:
         graph.initializer.extend(kept)
         made = sorted(name for name in self._made if name in used)
         graph.initializer.extend(numpy_helper.from_array(self._made[name], name) for name in made)
+        _require_single_names(graph)
         return model
+
+
+def _require_single_names(graph: onnx.GraphProto) -> None:
+    names = [name for node in graph.node for name in node.output] + [item.name for item in graph.initializer]
+    twice = sorted(name for name, count in Counter(names).items() if name and count > 1)
+    if twice:
+        raise GraphError(
+            f"the model has a tensor {twice[0]} already, which is what one of the Q/DQ is called: rename it"
+        )
 
 
 def _quantiser(name: str, inputs: Sequence[str], axis: int | None = None) -> onnx.NodeProto:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from calibration.parameters import initial
 from calibration.placement import place, target
 from calibration.qdq import write
+from runtimes.errors import GraphError
 from runtimes.int8_sim import Int8SimRuntime
 from tests.calibration.networks import (
     NETWORKS,
@@ -406,3 +407,10 @@ def test_weights_that_would_overflow_are_spared_in_the_file():
     ]
     sums = [np.abs(np.sum(each.astype(int).transpose(0, 2, 3, 1).reshape(-1, 2), axis=1)).max() for each in weights]
     assert sums[0] <= 128 < sums[1]
+
+
+def test_a_tensor_that_has_the_name_of_a_new_one_is_refused():
+    net = Net()
+    inner = net.relu(net.conv(net.stem(), "relu.quantized", 4, 4), "relu1")
+    with pytest.raises(GraphError, match=r"a tensor relu\.quantized already.*rename"):
+        write(*exact(net.head(net.relu(net.conv(inner, "conv2", 4, 4), "relu2")), GOALS["openvino"]))
