@@ -36,7 +36,7 @@ METHODS: Final[tuple[Method, ...]] = get_args(Method)
 PERCENTILE: Final = 99.99
 # Fractions of the full range that the searches try first: 3 % apart, down to a heavy tail of 64 times the rest.
 _FRACTIONS: Final = np.geomspace(1 / 64, 1.0, 141)
-# Around the best of them, then, for the mean squared error, whose minimum is smooth: 0.2 % apart.
+# For the mean squared error, whose minimum is smooth, every other of them, and then, around the best, 0.2 % apart.
 _NEARER: Final = np.linspace(0.97, 1.03, 31)
 _ROUNDS: Final = 3
 
@@ -68,9 +68,9 @@ def choose(observer: Observer, method: Method, grid: Grid) -> Affine:
         case "percentile":
             return affine(*_percentile(observer, grid.symmetric), grid)
         case "entropy":
-            return _search(observer, grid, _divergences)
+            return _search(observer, grid, _divergences, _FRACTIONS)
         case "mse":
-            return _nearer(observer, _search(observer, grid, _squared_errors))
+            return _nearer(observer, _search(observer, grid, _squared_errors, _FRACTIONS[::2]))
     raise InputError(f"received the method {method!r}, expected one of {', '.join(METHODS)}")
 
 
@@ -191,12 +191,12 @@ def _reach(centres: Float64, counts: Float64, width: float, cut: float) -> float
 _Score = Callable[[Observer, Sequence[Affine]], Float64]
 
 
-def _search(observer: Observer, grid: Grid, scores: _Score) -> Affine:
+def _search(observer: Observer, grid: Grid, scores: _Score, fractions: Float64) -> Affine:
     """The best fraction of the range seen; a tie goes to the larger range."""
     full = affine(observer.low, observer.high, grid)
     if observer.low == observer.high == 0.0:
         return full
-    candidates = [affine(observer.low * f, observer.high * f, grid) for f in _FRACTIONS[::-1]]
+    candidates = [affine(observer.low * f, observer.high * f, grid) for f in fractions[::-1]]
     return candidates[int(np.argmin(scores(observer, candidates)))]
 
 
@@ -219,7 +219,8 @@ def _moves(start: Affine) -> list[tuple[float, float]]:
         return [(low * f, high * f) for f in _NEARER]
     coarse = _FRACTIONS[_FRACTIONS > 1 / 4]
     ends = [*_NEARER, *coarse, *(1 / coarse[coarse > 1 / 2])]
-    return [(low * f, high) for f in ends] + [(low, high * f) for f in ends]
+    # An end at zero stays there.
+    return [(low * f, high) for f in (ends if low else [])] + [(low, high * f) for f in (ends if high else [])]
 
 
 def _range(quantisation: Affine) -> tuple[float, float]:

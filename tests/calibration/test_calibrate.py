@@ -241,18 +241,18 @@ def test_an_interrupt_while_a_batch_is_under_way_keeps_that_batch_too(files, tmp
 
 
 def test_a_batch_that_failed_half_way_is_not_kept(files, tmp_path, monkeypatch):
-    update, seen = Observer.update, list[Observer]()
+    add, seen = Observer.add, list[Observer]()
 
-    def cut(self, batch, extremes=None):
+    def cut(self, reading):
         seen.append(self)
         if len(seen) > 12:  # five or so tensors a batch: in the middle of the third
             raise KeyboardInterrupt
-        update(self, batch, extremes)
+        add(self, reading)
 
     state = tmp_path / "s"
     monkeypatch.setattr("calibration.calibrate._SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(Observer, "update", cut)
+        patch.setattr(Observer, "add", cut)
         with pytest.raises(KeyboardInterrupt):
             calibrated(files, state=state)
     assert images_in(state) == 8

@@ -148,3 +148,25 @@ def test_damaged_statistics_are_refused(change):
     sound = observed(np.ones((1, 3), np.float32)).to_json()
     with pytest.raises(DataError, match="damaged"):
         Observer.from_json(sound | change)
+
+
+def test_of_a_large_tensor_a_sample_is_counted_that_leaves_no_channel_or_column_out():
+    """Each pixel's value says where it is: 3 channels of 64 x 128 are more than an image may have counted."""
+    channel, row, column = np.meshgrid(np.arange(3), np.arange(64), np.arange(128), indexing="ij")
+    for place, count in ((channel, 3), (row, 64), (column, 128)):
+        observer = Observer()
+        observer.update((place + 0.5)[None].astype(np.float32))
+        counts = observer.histogram.occupied()[1]
+        assert len(counts) == count
+        assert counts.sum() <= 8192
+        assert counts.max() - counts.min() <= 0.02 * counts.sum() / count + 2
+    assert observer.high == 127.5  # extremes are of all values
+
+
+def test_what_is_counted_of_an_image_does_not_depend_on_the_batch():
+    images = np.random.default_rng(0).standard_normal((5, 4, 80, 90)).astype(np.float32)
+    together, one_by_one = Observer(), Observer()
+    together.update(images)
+    for image in images[::-1]:
+        one_by_one.update(image[None])
+    assert together.to_json() == one_by_one.to_json()
