@@ -17,8 +17,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from calibration.reading import read_model, tensors
 from runtimes.errors import GraphError, first_line
+from runtimes.reading import read_model, tensors
 
 #: Operators with weights, whose arithmetic INT8 speeds up.
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})

@@ -19,8 +19,8 @@ from calibration.lint_graph import AVERAGING, MOVING, WEIGHTED, QuantisedGraph, 
 from calibration.lint_sides import CLIPPING
 from calibration.lint_table import RULES, Severity
 from calibration.placement import TARGETS
-from calibration.reading import read_model
 from runtimes.errors import GraphError
+from runtimes.reading import read_model
 
 # Operators that are integer already -> what they are counted as.
 _INTEGER_FORMS: Final = {
