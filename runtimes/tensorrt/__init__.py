@@ -1,0 +1,1 @@
+"""Engines of TensorRT and TensorRT-RTX: which one is installed, and what it can do."""
