@@ -43,8 +43,8 @@ _HELD_BACK: Final = 5
 _MOST_HELD_BACK: Final = 128
 # Multiply-accumulates forward that learning may take, within so many images: minutes for small networks, a quarter of
 # an hour for ResNet-50 on two cores. Fixed, not timed: the same input has to give the same file.
-_LEARNING: Final = 2.0e12
-_FEWEST_PASSES, _MOST_PASSES = 1_500, 16_000
+_LEARNING: Final = 4.0e12
+_FEWEST_PASSES, _MOST_PASSES = 1_500, 32_000
 # Bytes of one pass's activations, for learning and for correcting biases.
 _MEMORY: Final = 1 << 30
 
