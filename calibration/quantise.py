@@ -20,6 +20,7 @@ from calibration.graph import Network, input_size
 from calibration.grids import Affine
 from calibration.judge import Judge, Labels
 from calibration.lattice import PIXELS, on_lattice
+from calibration.mixed import fewest_in_float
 from calibration.observers import Observer
 from calibration.outcome import Listener, Options, Quantised, Step
 from calibration.parameters import Parameters, initial
@@ -299,41 +300,11 @@ class _Work:
         return kept, marked
 
     def _fewest(self, state: State, names: Sequence[str], allowed: float) -> int:
-        """How many of the worst layers have to stay in float; found by halving."""
         assert self._everything is not None  # asked for only where there are images
-        judge = self._everything
         begin = time.perf_counter()
         self._listener.started("mixed precision")
-        labels, what = self._counted(judge, state)
-
-        def lost(count: int) -> float:
-            return judge.lost(state.without(self._options.keep | set(names[:count])), labels)
-
-        low, high = 0, len(names) - 1
-        if lost(0) <= allowed:
-            high = 0
-        elif lost(high) > allowed:
-            self._notes.append(
-                f"with all but one layer in float, {lost(high):.2f} points of {what} are still lost, "
-                f"{allowed:g} were allowed"
-            )
-            low = high
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if lost(middle) <= allowed else (middle + 1, high)
-        left = f"{high} of {len(names)} layers stay in float"
-        self._told("mixed precision", None, None, True, begin, f"{left}, by {what}")
-        return high
-
-    def _counted(self, judge: Judge, state: State) -> tuple[Labels | None, str]:
-        """What is not to be lost. Labels of another numbering would make noise of it, and are not taken."""
-        if self._labels is None:
-            return None, "agreement"
-        logits = judge.exact(state)
-        right = float(np.mean(logits.argmax(axis=1) == self._labels))
-        if right > 2 / logits.shape[1]:
-            return self._labels, "accuracy"
-        self._notes.append(
-            f"the labels are not those of the model, which is right on {right:.1%} of them: agreement is counted"
-        )
-        return None, "agreement"
+        found = fewest_in_float(self._everything, state, names, self._options.keep, allowed, self._labels)
+        self._notes.extend(found.notes)
+        note = f"{found.layers} of {len(names)} layers stay in float, by {found.measure}"
+        self._told("mixed precision", None, None, True, begin, note)
+        return found.layers

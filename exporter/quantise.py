@@ -6,7 +6,6 @@ One function, :func:`quantise_onnx`; it prints nothing and writes one file.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,28 +18,25 @@ import onnx
 
 from calibration.audit import content_hashes, overlap, overlap_warning
 from calibration.calibrate import calibrate
-from calibration.collect import Progress, batch_size
-from calibration.graph import Network, input_size
-from calibration.images import BadFile, batches, find_images, sample
+from calibration.collect import Progress
+from calibration.graph import Network
+from calibration.images import BadFile, batches
 from calibration.listing import ImageFile
 from calibration.outcome import Listener, Options, Quantised
 from calibration.placement import place
 from calibration.preprocess import Preprocessing
 from calibration.quantise import FEWEST_IMAGES, quantise
 from calibration.ranges import Ranges, read_ranges
+from exporter.division import divide
+from exporter.fidelity import Fidelity, measure
 from exporter.files import check_output, reserve
 from exporter.graph.check import operator_counts
 from exporter.graph.metadata import write_metadata
 from exporter.quantisation_inputs import contract_of, open_model
 from runtimes.errors import InputError
-from runtimes.ort import OrtRuntime
-from runtimes.statistics import Accumulator
 
 # Bytes of images that refinement holds; ranges need none of them at the same time.
 _REFINED: Final = 256 << 20
-# Without images of their own, fidelity takes one in so many of those given, and calibration the rest.
-_SET_ASIDE: Final = 5
-_MOST_ASIDE: Final = 512
 
 
 @dataclass(frozen=True)
@@ -70,33 +66,6 @@ class Inputs:
     max_bad: float = 0.01
     workers: int | None = None
     threads: int | None = None
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """What the quantised file does to the logits, on images that nothing was learned from.
-
-    Attributes:
-        images: Number of images.
-        sqnr_db: Of its logits against the float file's, in decibels.
-        agreement: Fraction of the images with the same largest logit.
-        top1_float: Accuracy of the float file, where labels are known.
-        top1_int8: Accuracy of the quantised file.
-        runtime: What ran the quantised file.
-        unseen: Whether it is known that the images took no part in calibration; ranges from a file do not tell.
-    """
-
-    images: int
-    sqnr_db: float
-    agreement: float
-    top1_float: float | None
-    top1_int8: float | None
-    runtime: str
-    unseen: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -195,7 +164,9 @@ def quantise_onnx(
     place(network, options.target)  # what cannot be placed is told before any image is read
     ranges = read_ranges(inputs.ranges) if inputs.ranges else None
     contract = _contract(network, metadata, inputs, ranges)
-    chosen = _images(inputs, options.seed)
+    if inputs.data is None and ranges is None:
+        raise InputError("there is nothing to calibrate with: give --data DIR, or --ranges FILE")
+    chosen = divide(inputs.data, inputs.evaluation, inputs.images, options.seed, inputs.max_bad)
     files = chosen.files
     with reserve(output) as target:
         skipped: list[BadFile] = []
@@ -222,7 +193,10 @@ def quantise_onnx(
         data = result.model.SerializeToString(deterministic=True)
         fidelity = None
         if chosen.aside:
-            fidelity, used = _fidelity(inputs, contract, network, data, options, chosen, skipped)
+            fidelity, used = measure(
+                network, data, chosen.aside, contract, fused=options.target.name == "onnxruntime",
+                threads=inputs.threads, max_bad=chosen.max_bad_aside, on_bad=skipped.append,
+            )  # fmt: skip
             bad = {file.path for file in skipped}
             read = [file for file in files if file.path not in bad or file.row is not None]
             line = overlap_warning(overlap(content_hashes(used), content_hashes(read)))
@@ -248,40 +222,6 @@ def _contract(network: Network, metadata: Mapping[str, Any], inputs: Inputs, ran
     if told or "preprocessing" in metadata:
         ranges.require(preprocessing=contract_of(network, metadata, inputs.preset, inputs.fields))
     return ranges.preprocessing
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Images to calibrate with and others to measure fidelity on, and the fraction of each that may be bad."""
-
-    files: list[ImageFile]
-    aside: list[ImageFile]
-    max_bad: float
-    max_bad_aside: float
-
-
-def _images(inputs: Inputs, seed: int) -> _Chosen:
-    allowed = inputs.max_bad
-    evaluation = find_images(inputs.evaluation) if inputs.evaluation is not None else []
-    if inputs.data is None:
-        if inputs.ranges is None:
-            raise InputError("there is nothing to calibrate with: give --data DIR, or --ranges FILE")
-        return _Chosen([], evaluation, allowed, allowed)
-    found = find_images(inputs.data)
-    chosen = sample(found, inputs.images, seed)
-    if evaluation:
-        return _Chosen(chosen, evaluation, allowed, allowed)
-    taken = set(chosen)
-    rest = [file for file in found if file not in taken]
-    if len(rest) >= len(chosen) // _SET_ASIDE and rest:
-        return _Chosen(chosen, sample(rest, _MOST_ASIDE, seed), allowed, allowed)
-    aside = chosen[::_SET_ASIDE]
-    kept = [file for place, file in enumerate(chosen) if place % _SET_ASIDE]
-    if len(kept) < FEWEST_IMAGES:
-        return _Chosen(chosen, [], allowed, allowed)
-    # The fraction is one of all images: all the bad ones may happen to be on one side.
-    bad = math.floor(allowed * len(chosen) + 1e-9)
-    return _Chosen(kept, aside, min(1.0, bad / len(kept)), min(1.0, bad / len(aside)))
 
 
 def _refinement_images(
@@ -319,75 +259,6 @@ def _metadata(metadata: Mapping[str, Any], options: Options, ranges: Ranges) -> 
         "preprocessing": ranges.preprocessing.to_json(),
         "preprocessing_sha256": ranges.preprocessing_sha256,
     }
-
-
-def _fidelity(
-    inputs: Inputs,
-    contract: Preprocessing,
-    network: Network,
-    data: bytes,
-    options: Options,
-    chosen: _Chosen,
-    skipped: list[BadFile],
-) -> tuple[Fidelity, list[ImageFile]]:
-    """Run both files over images, batch by batch; the images that could be used, too."""
-    # What other runtimes compute is what the Q/DQ says; ONNX Runtime's own fusions are what its users get.
-    own = options.target.name == "onnxruntime"
-    statistics = Accumulator()
-    right = np.zeros(2, np.int64)
-    labelled = 0
-    used: list[ImageFile] = []
-    with (
-        OrtRuntime(network.model.SerializeToString(), "float", threads=inputs.threads) as exact,
-        OrtRuntime(data, "int8", threads=inputs.threads, optimize=own) as rough,
-    ):
-        found = batches(
-            chosen.aside, contract, _batch(network, chosen.aside, contract), max_bad=chosen.max_bad_aside,
-            on_bad=skipped.append,
-        )  # fmt: skip
-        for tensor, taken in found:
-            used.extend(taken)
-            padded = _filled(network, tensor)
-            logits = [runtime.run(padded)[: len(tensor)] for runtime in (exact, rough)]
-            statistics.update(*logits)
-            labels = np.array([-1 if file.label is None else file.label for file in taken])
-            labelled += int((labels >= 0).sum())
-            right += [int((each.argmax(axis=1) == labels).sum()) for each in logits]
-            classes = logits[0].shape[1]
-    result = statistics.result()
-    known = labelled == result.n and _are_classes(used, classes)
-    fidelity = Fidelity(
-        images=result.n,
-        sqnr_db=result.sqnr_db,
-        agreement=result.top1_agreement,
-        top1_float=int(right[0]) / result.n if known else None,
-        top1_int8=int(right[1]) / result.n if known else None,
-        runtime="onnxruntime" if own else "onnxruntime, Q/DQ taken literally",
-        unseen=True,
-    )
-    return fidelity, used
-
-
-def _batch(network: Network, files: Sequence[ImageFile], contract: Preprocessing) -> int:
-    _, _, height, width = input_size(network)
-    if height is None or width is None:
-        first, _ = next(iter(batches(files, contract, 1, max_bad=1.0)))
-        height, width = first.shape[2:]
-    return batch_size(network, height, width)
-
-
-def _filled(network: Network, tensor: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A last batch of a model with a fixed batch, filled up with its own first image."""
-    fixed = input_size(network)[0]
-    if fixed is None or len(tensor) == fixed:
-        return tensor
-    return np.concatenate([tensor, np.repeat(tensor[:1], fixed - len(tensor), axis=0)])
-
-
-def _are_classes(files: Sequence[ImageFile], classes: int) -> bool:
-    """Whether labels can be the model's classes: as many folders as it has, or numbers from a list."""
-    names = {file.class_name for file in files if file.class_name is not None}
-    return len(names) == classes if names else max(file.label or 0 for file in files) < classes
 
 
 def read_quantisation(model: onnx.ModelProto) -> dict[str, Any] | None:

@@ -24,8 +24,9 @@ from calibration.images import batches, find_images
 from calibration.outcome import Options
 from calibration.placement import target
 from calibration.preprocess import PRESETS
+from exporter.fidelity import Fidelity
 from exporter.graph.metadata import read_metadata, write_metadata
-from exporter.quantise import Fidelity, Inputs, quantise_onnx, read_quantisation
+from exporter.quantise import Inputs, quantise_onnx, read_quantisation
 from runtimes.errors import DataError, GraphError, InputError
 from tests.calibration.test_refine import SIDE, network, outputs
 
