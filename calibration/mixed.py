@@ -70,7 +70,8 @@ def _counted(judge: Judge, state: State, labels: Labels | None) -> tuple[Labels 
         return None, "agreement", ()
     logits = judge.exact(state)
     right = float(np.mean(logits.argmax(axis=1) == labels))
-    if right > 2 / logits.shape[1]:
+    chance = 1 / logits.shape[1]
+    if right > min(2 * chance, (1 + chance) / 2):
         return labels, "accuracy", ()
     note = f"the labels are not those of the model, which is right on {right:.1%} of them: agreement is counted"
     return None, "agreement", (note,)

@@ -26,7 +26,8 @@ class Options:
         effort: ``fast`` needs no images; ``balanced`` corrects biases; ``best`` learns.
         keep: Names of layers to leave in float.
         keep_worst: So many of the most sensitive layers are left in float.
-        max_drop: Percentage points of agreement that may be lost; layers are left in float until it holds.
+        max_drop: Percentage points of accuracy, or without labels of agreement, that may be lost; layers are left in
+            float until it holds.
         seed: Of everything random.
     """
 

@@ -38,11 +38,14 @@ def unsimulated(network: Network, target: Target, images: Images) -> str:
     if len(network.outputs) > 1:
         return f"the model has {len(network.outputs)} outputs, and which are the logits is not known"
     try:
-        logits = in_batches(Simulation(network, place(network, target)).reference, images[:2], 2)
+        # Not the batch that may be written into the network: what comes later are others.
+        probe = 3 if input_size(network)[0] == 2 else 2
+        logits = in_batches(Simulation(network, place(network, target)).reference, images[:probe], probe)
     except GraphError as error:
         return str(error)
     except RuntimeError as error:  # of shapes: a batch that is fixed may be written into a Reshape
         if input_size(network)[0] is None:
             raise
         return f"the model computes only on a batch of {input_size(network)[0]} ({first_line(error)})"
-    return "" if logits.ndim == 2 and len(logits) == 2 else f"the model gives {list(logits.shape)} for 2 images"
+    fits = logits.ndim == 2 and len(logits) == probe
+    return "" if fits else f"the model gives {list(logits.shape)} for {probe} images"

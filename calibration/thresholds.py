@@ -169,7 +169,7 @@ def _times_log(values: Float64) -> Float64:
 def _percentile(observer: Observer, symmetric: bool) -> tuple[float, float]:
     centres, counts, width = observer.histogram.occupied()
     if not counts.size:
-        return 0.0, 0.0
+        return observer.low, observer.high  # only zeros were counted
     cut = (1 - PERCENTILE / 100) * observer.histogram.total
     if symmetric:
         order = np.argsort(np.abs(centres), kind="stable")

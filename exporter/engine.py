@@ -14,7 +14,7 @@ from typing import Any
 from exporter.files import check_output, reserve
 from exporter.graph.metadata import read_metadata
 from runtimes.errors import InputError
-from runtimes.reading import read_model
+from runtimes.reading import external_files, read_model
 from runtimes.tensorrt.build import BuildOptions, Built, build
 from runtimes.tensorrt.flavour import Flavour, flavour
 from runtimes.tensorrt.monitor import Listener
@@ -32,12 +32,19 @@ class EngineReport:
         sha256: Of its bytes.
         flavour: Which TensorRT.
         built: The rest.
+        options: What was asked for.
     """
 
     engine: Path
     sha256: str
     flavour: Flavour
     built: Built
+    options: BuildOptions
+
+    @property
+    def hardware(self) -> str | None:
+        """For which other GPUs the engine was built to run."""
+        return self.options.hardware
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``--json`` prints and that lies beside the engine."""
@@ -54,6 +61,14 @@ class EngineReport:
             "build_seconds": round(built.seconds, 3),
             "source_sha256": built.source_sha256,
             "profile": built.profile.to_json(),
+            "options": {
+                "version_compatible": self.options.version_compatible,
+                "hardware_compatible": self.options.hardware,
+                "strip": self.options.strip,
+                "refit": self.options.refit,
+                "dla_core": self.options.dla_core,
+                "workspace_mib": self.options.workspace_mib,
+            },
             "notes": list(built.notes),
         }
 
@@ -83,11 +98,11 @@ def build_engine(
         UnavailableError: TensorRT, a GPU, memory or disk space is missing.
     """
     sidecar = output.with_name(f"{output.name}.json")
-    read = [source, *([timing_cache] if timing_cache else [])]
+    read = [source, *external_files(source)]
     for path in (output, sidecar):
-        check_output(path, read)
+        check_output(path, [*read, *([timing_cache] if timing_cache else [])])
     if timing_cache is not None:
-        check_output(timing_cache, [source])
+        check_output(timing_cache, read)
     usual = _usual(source)
     found = flavour(name)
     with ExitStack() as stack:
@@ -97,7 +112,7 @@ def build_engine(
             options = replace(options, timing_cache=_read(timing_cache))
         built = build(source, found, options, usual=usual, listener=listener)
         digest = places[0].commit(built.plan)
-        report = EngineReport(output, digest, found, built)
+        report = EngineReport(output, digest, found, built, options)
         places[1].commit((json.dumps(report.to_json(), indent=2) + "\n").encode())
         if kept is not None and built.timing_cache is not None:
             kept.commit(built.timing_cache)

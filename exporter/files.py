@@ -119,7 +119,8 @@ def _check_target(path: Path, inputs: Iterable[Path]) -> None:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise InputError(f"{path} is not a regular file: a device or a pipe cannot be replaced in one step")
     for each in inputs:
-        if path.exists() and each.exists() and path.samefile(each):
+        same = path.samefile(each) if path.exists() and each.exists() else path.resolve() == each.resolve()
+        if same:
             raise InputError(f"-o {path} is the same file as the input {each}: give another -o")
 
 

@@ -34,6 +34,7 @@ from exporter.graph.check import operator_counts
 from exporter.graph.metadata import write_metadata
 from exporter.quantisation_inputs import contract_of, open_model
 from runtimes.errors import InputError
+from runtimes.reading import external_files
 
 # Bytes of images that refinement holds; ranges need none of them at the same time.
 _REFINED: Final = 256 << 20
@@ -158,7 +159,7 @@ def quantise_onnx(
         InputError: Options that contradict each other.
     """
     given = [path for path in (inputs.model, inputs.data, inputs.ranges, inputs.evaluation) if path is not None]
-    check_output(output, given)
+    check_output(output, [*given, *external_files(inputs.model)])
     begin = time.perf_counter()
     network, metadata = open_model(inputs.model)
     place(network, options.target)  # what cannot be placed is told before any image is read

@@ -53,6 +53,16 @@ def read_model(path: Path, instead: str) -> tuple[onnx.ModelProto, str]:
     return model, digest.hexdigest()
 
 
+def external_files(path: Path) -> list[Path]:
+    """Files beside a model in which it keeps weights, so that nobody writes over them; none of what is no model."""
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # noqa: BLE001  (whoever reads the model tells what is wrong with it)
+        return []
+    places = {entry.value for item in tensors(model) for entry in item.external_data if entry.key == "location"}
+    return [path.parent / place for place in sorted(places)]
+
+
 def tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """All that hold values: initializers, and the constants inside nodes."""
     inside = (item.t for node in model.graph.node for item in node.attribute if item.HasField("t"))

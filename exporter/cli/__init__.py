@@ -89,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminate)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, _terminate)
     asks_for_text = {"--help", "-h", "--version"} & set(arguments)
     if "--json" in arguments[1:] and not asks_for_text:
         try:

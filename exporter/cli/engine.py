@@ -36,7 +36,7 @@ _FLAVOURS = ["tensorrt", "tensorrt_rtx"]
 @click.option("--max", "largest", metavar="N[xHxW]", help="Largest batch; default 8.")
 @click.option("--compute-capability", "capabilities", multiple=True, metavar="M.N",
               help="A GPU to build for, here or not; may be repeated. TensorRT-RTX.")  # fmt: skip
-@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Memory that kernels may use.")
+@click.option("--workspace", type=click.IntRange(1, 1 << 20), metavar="MIB", help="Memory that kernels may use.")
 @click.option("--timing-cache", type=click.Path(path_type=Path), metavar="FILE",
               help="Measured kernels of earlier builds; made, and renewed where it is of another GPU.")  # fmt: skip
 @click.option("--version-compatible", is_flag=True, help="Runs on later versions of the same major TensorRT.")
@@ -114,7 +114,9 @@ def _targets(report: EngineReport) -> str:
     named = ", ".join(report.built.targets)
     if named:
         return f"compute capability {named}"
-    return "every GPU from Ampere on" if report.flavour.generation.compute_capabilities else "the GPU that is here"
+    if report.hardware == "ampere+" or report.flavour.generation.compute_capabilities:
+        return "every GPU from Ampere on"
+    return "GPUs of the compute capability that is here" if report.hardware else "the GPU that is here"
 
 
 def _bar() -> Any:

@@ -298,6 +298,7 @@ class _Job:
         return cache
 
     def _built(self, builder: Any, network: Any, config: Any, stop: Any) -> Any:
+        self._messages.errors.clear()  # what was refused before was told, and is not why a build fails
         try:
             plan = builder.build_serialized_network(network, config)
         except Exception as error:  # pybind's exceptions have no common base

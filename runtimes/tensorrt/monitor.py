@@ -89,7 +89,8 @@ def interruptible() -> Iterator[threading.Event]:
         stop.set()
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup stays nohup
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield stop
     finally:

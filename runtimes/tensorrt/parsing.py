@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 _ADVICE = (
     # pattern in what the parser says, advice
-    (r"asymmetric|zero.?point.*(zero|0)|UINT8", "its Q/DQ are not symmetric INT8: make the file with "
+    (r"Quantize.*(asymmetric|zero.?point|UINT8)", "its Q/DQ are not symmetric INT8: make the file with "
      "resnet-export quantize --target tensorrt"),
-    (r"INT32.*(Dequantize|quantiz)|(Dequantize|quantiz).*INT32|type.*INT32", "its biases are INT32 Q/DQ: make the file "
+    (r"Quantize.*INT32", "its biases are INT32 Q/DQ: make the file "
      "with resnet-export quantize --target tensorrt"),
+    (r"unsupported opset", "export the model with a lower --opset"),
     (r"Plugin not found|No importer registered|not supported|UNSUPPORTED", "TensorRT has no such operator: export the "
      "model with another --opset, or replace the operator in the network"),
     (r"Failed to parse the ONNX model|DESERIALIZE", "the file is damaged or cut short: export it again"),
-    (r"opset", "export the model with a lower --opset"),
     (r"FP8|E4M3", "FP8 needs compute capability 8.9 or newer"),
 )  # fmt: skip
 
@@ -42,7 +42,9 @@ def sentence(faults: Sequence[ParserFault]) -> str:
     where = f"{first.operator} {first.node}".strip()
     said = _cleaned(first.description)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    advice = next((words for pattern, words in _ADVICE if re.search(pattern, first.description, re.IGNORECASE)), "")
+    advice = next(
+        (words for pattern, words in _ADVICE if re.search(pattern, f"{first.operator}: {first.description}", re.I)), ""
+    )
     return f"TensorRT cannot take {where or 'the model'}{more}: {said}{f'; {advice}' if advice else ''}"
 
 

@@ -8,7 +8,6 @@ from typing import Final, Literal, get_args
 import onnx
 
 from runtimes.errors import GraphError, InputError
-from runtimes.reading import tensors
 from runtimes.tensorrt.generations import Generation
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
@@ -17,7 +16,8 @@ PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 NEEDS: Final[dict[Precision, tuple[int, int]]] = {"tf32": (8, 0), "bf16": (8, 0), "fp8": (8, 9)}
 _KINDS: Final = onnx.TensorProto
 _FP8: Final = frozenset({_KINDS.FLOAT8E4M3FN, _KINDS.FLOAT8E5M2})
-_INT8: Final = frozenset({_KINDS.INT8, _KINDS.UINT8})
+_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_HANDING_ON: Final = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,28 @@ class Typing:
 def carried(model: onnx.ModelProto) -> Precision:
     """The precision that a file's own types say: that of its Q/DQ, else of its weights."""
     quantisers = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    kinds = {item.name: item.data_type for item in tensors(model)}
+    kinds = _kinds(model)
     if quantisers:
         stored = {kinds.get(name, 0) for node in quantisers for name in (node.input[0], *node.input[2:])}
         return "fp8" if stored & _FP8 else "int8"
-    weights = {kinds.get(name, 0) for node in model.graph.node for name in node.input[1:]}
+    weights = {kinds.get(node.input[1], 0) for node in model.graph.node if node.op_type in _WEIGHTED and node.input[1:]}
     if _KINDS.FLOAT16 in weights:
         return "fp16"
     return "bf16" if _KINDS.BFLOAT16 in weights else "fp32"
+
+
+def _kinds(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every stored tensor, also behind operators that only hand it on."""
+    kinds = {item.name: item.data_type for item in model.graph.initializer}
+    for node in model.graph.node:
+        values = {item.name: item for item in node.attribute}
+        if node.op_type == "Constant" and "value" in values:
+            kinds[node.output[0]] = values["value"].t.data_type
+        elif node.op_type == "Cast" and node.input[0] in kinds:
+            kinds[node.output[0]] = values["to"].i
+        elif node.op_type in _HANDING_ON and node.input[0] in kinds:
+            kinds[node.output[0]] = kinds[node.input[0]]
+    return kinds
 
 
 def typing(own: Precision, asked: Precision | None, generation: Generation, title: str) -> Typing:
@@ -63,7 +77,7 @@ def typing(own: Precision, asked: Precision | None, generation: Generation, titl
     """
     wanted = asked or own
     typed_file = own != "fp32"
-    if typed_file and wanted != own and not (own == "int8" and generation.strongly_typed == "absent"):
+    if typed_file and wanted != own:
         raise GraphError(f"the file is {own}, and {wanted} was asked for: {_source(wanted)}")
     strongly = generation.strongly_typed == "always" or (typed_file and generation.strongly_typed == "optional")
     if strongly:

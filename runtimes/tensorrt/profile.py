@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from runtimes.errors import InputError
 
 _DEFAULT_MOST: Final = 8
+_LARGEST: Final = 1 << 16  # of a side, or of a batch
 _NAMES: Final = ("--min", "--opt", "--max")
 
 Shape = tuple[int, ...]
@@ -31,7 +32,7 @@ class Size(NamedTuple):
         """
         match = re.fullmatch(r"(\d+)(?:x(\d+)x(\d+))?", text.strip().lower())
         numbers = [int(each) for each in match.groups() if each is not None] if match else [0]
-        if 0 in numbers:
+        if 0 in numbers or max(numbers) > _LARGEST:
             raise InputError(f"received the size {text!r}, expected a batch, or BATCHxHEIGHTxWIDTH, as 8 or 8x224x224")
         return cls(*numbers)
 
@@ -89,6 +90,8 @@ def profile(
     """
     smallest, best, largest = sizes
     batch, channels, *fixed = dims
+    if channels is None:
+        raise InputError("the model does not say how many channels it takes: export it with a fixed number")
     optimum = best.batch if best else (smallest.batch if smallest else 1)
     lowest = smallest.batch if smallest else 1
     highest = largest.batch if largest else max(_DEFAULT_MOST, optimum)
@@ -101,9 +104,7 @@ def profile(
             )
         lowest = optimum = highest = batch
     images = _images(sizes, fixed, usual)
-    shapes = [
-        (count, int(channels or 0), *image) for count, image in zip((lowest, optimum, highest), images, strict=True)
-    ]
+    shapes = [(count, channels, *image) for count, image in zip((lowest, optimum, highest), images, strict=True)]
     _check_order(shapes)
     return Profile(name, *shapes)
 
@@ -121,10 +122,17 @@ def _images(
                     f"--dynamic-size"
                 )
         return [own] * 3
+    for image in filter(None, given):
+        if any(own not in (None, side) for own, side in zip(fixed, image, strict=True)):
+            taken = "x".join("any" if side is None else str(side) for side in fixed)
+            raise InputError(f"the model takes images of {taken}, and {_text(image)} was asked for")
     present = [image for image in given if image]
-    middle = given[1] or (present[0] if present else usual)
+    middle = given[1] or usual or (present[0] if present else None)
     if middle is None:
         raise InputError("the model takes images of any size: say which, as --opt 1x224x224")
+    if given[1] is None:  # what is usual may lie outside of what was asked for
+        low, high = given[0] or (1, 1), given[2] or (_LARGEST, _LARGEST)
+        middle = (min(max(middle[0], low[0]), high[0]), min(max(middle[1], low[1]), high[1]))
     return [given[0] or middle, middle, given[2] or middle]
 
 

@@ -167,6 +167,16 @@ def test_a_shifted_grid_halves_the_step_of_what_is_never_negative():
     assert (shifted.low, shifted.zero_point) == (0, -128)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_values_that_are_too_rare_to_be_counted_still_have_their_range(method):
+    """A sample of a large tensor may hold zeros alone."""
+    values = np.zeros((1, 64, 112, 112), np.float32)
+    values[0, 3, 5, 7], values[0, 9, 1, 2] = 5.0, 9.0
+    observer = Observer()
+    observer.update(values)
+    assert choose(observer, method, U8).high == pytest.approx(9.0)
+
+
 def test_an_observer_that_saw_nothing_gives_no_range():
     with pytest.raises(DataError, match="never observed"):
         choose(Observer(), "mse", S8)

@@ -122,6 +122,9 @@ def test_a_file_that_cannot_become_an_engine_gets_one_line_and_leaves_the_old_on
         (("-o", "{folder}"), "is a folder"),
         (("-o", "{source}"), "same file as the input"),
         (("--timing-cache", "{source}"), "same file as the input"),
+        (("--timing-cache", "{folder}/n.engine"), "same file as the input"),
+        (("--timing-cache", "{folder}/n.engine.json"), "same file as the input"),
+        (("--max", "3000000000"), "expected a batch"),
     ],
 )
 def test_options_that_cannot_be_get_one_line_and_leave_nothing(
@@ -134,6 +137,15 @@ def test_options_that_cannot_be_get_one_line_and_leave_nothing(
     assert_refused(cli("engine", source, *out, *words), told)
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
     assert source.read_bytes() == data
+
+
+def test_the_weights_beside_a_model_are_not_written_over(tmp_path: Path, cli: Any) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.load(saved(tmp_path)), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    weights = (tmp_path / "m.data").read_bytes()
+    assert_refused(cli("engine", path, "-o", tmp_path / "m.data", *AMPERE), "same file as the input")
+    assert (tmp_path / "m.data").read_bytes() == weights
+    assert cli("engine", path, "-o", tmp_path / "m.engine", *AMPERE, "-q").code == 0
 
 
 def test_a_tensorrt_that_is_not_there_is_exit_code_3_with_what_to_install(tmp_path: Path, cli: Any) -> None:

@@ -20,6 +20,7 @@ from runtimes.tensorrt.flavour import Flavour, flavour
 from runtimes.tensorrt.generations import generation
 from runtimes.tensorrt.monitor import Listener
 from runtimes.tensorrt.parsing import ParserFault, sentence
+from runtimes.tensorrt.precision import carried
 from runtimes.tensorrt.profile import Size
 from tests.runtimes.trt_fake import VERSIONS, Fake
 
@@ -145,6 +146,7 @@ def test_portable_engines_and_the_dla_are_asked_for_by_names_that_are_there(
         ("10.3.0", "int8", BuildOptions(refit=True), InputError, "INT8 engine cannot be refitted.*--refit"),
         ("10.3.0", "int8", BuildOptions(dla_core=0), InputError, "DLA of tensorrt 10.3.0 takes no Q/DQ"),
         ("10.3.0", "fp16", BuildOptions(precision="bf16"), GraphError, "file is fp16, and bf16 was asked for"),
+        (OLD, "int8", BuildOptions(precision="fp16", refit=True), GraphError, "file is int8, and fp16 was asked for"),
         ("10.3.0", "fp32", BuildOptions(precision="int8"), GraphError, "no Q/DQ.*resnet-export quantize"),
         ("11.4.0", "fp32", BuildOptions(precision="fp16"), GraphError, "from the file.*onnx --precision fp16"),
         (OLD, "fp32", BuildOptions(precision="bf16"), InputError, "has no bf16: it knows FP16, FP8, INT8, TF32"),
@@ -173,6 +175,50 @@ def test_an_opset_that_is_too_new_is_told_with_the_one_to_take(version: str, tmp
     with pytest.raises(GraphError, match=rf"opset {most + 1}, and .* reads {most} at most: .*--opset {most}$"):
         build(saved(tmp_path, opset=most + 1), own, BuildOptions())
     build(saved(tmp_path, opset=most), own, BuildOptions())
+
+
+def _behind(model: onnx.ModelProto, how: str) -> onnx.ModelProto:
+    """The same model with its weights handed on by a node."""
+    [weight] = [item for item in model.graph.initializer if item.name == "w"]
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    if how == "Constant":
+        node = helper.make_node(
+            "Constant", [], ["handed"], value=numpy_helper.from_array(numpy_helper.to_array(weight))
+        )
+    elif how == "Cast":
+        node = helper.make_node("Cast", ["w"], ["handed"], to=TensorProto.FLOAT16)
+    else:
+        node = helper.make_node(how, ["w"], ["handed"])
+    conv.input[1] = "handed"
+    model.graph.node.insert(0, node)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [("fp16", "Constant"), ("fp16", "Identity"), ("fp16", "Transpose"), ("fp32", "Cast")]
+)
+def test_a_precision_is_seen_behind_what_hands_weights_on(kind: str, how: str, tmp_path: Path) -> None:
+    model = onnx.load(saved(tmp_path, kind))
+    assert carried(model) == kind
+    assert carried(_behind(model, how)) == "fp16"
+
+
+def test_what_was_refused_before_is_not_why_a_build_fails(tmp_path: Path, faked: Any) -> None:
+    fake, own = faked("10.3.0")
+    said, answers = fake.module.ILogger.ERROR, iter([False, True])
+
+    def say(text: str) -> None:
+        ((logger,),) = fake.names("Builder", "__init__")
+        logger.log(said, text)
+
+    def refuse(*_: Any) -> bool:
+        say("the timing cache is of device A")
+        return next(answers)
+
+    fake.results["IBuilderConfig", "set_timing_cache"] = refuse
+    fake.results["Builder", "build_serialized_network"] = lambda *_: say("no implementation for node conv1")
+    with pytest.raises(GraphError, match="no implementation for node conv1"):
+        build(saved(tmp_path), own, BuildOptions(timing_cache=b"old"))
 
 
 def test_a_stale_timing_cache_is_started_anew_with_a_note(tmp_path: Path, faked: Any) -> None:
@@ -224,6 +270,8 @@ def test_a_build_that_fails_says_what_tensorrt_said(
             ParserFault("TensorRT only supports symmetric quantization, asymmetric given", "q", "QuantizeLinear"),
             "QuantizeLinear q: .*--target tensorrt",
         ),
+        (ParserFault("input is asymmetrically padded", "p", "MaxPool"), "MaxPool p: input is asymmetrically padded$"),
+        (ParserFault("unsupported opset 26", "", ""), "lower --opset$"),
     ],
 )
 def test_the_parser_is_translated(fault: ParserFault, told: str) -> None:

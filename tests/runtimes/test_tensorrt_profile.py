@@ -31,6 +31,8 @@ def sizes(*texts):
         (FIXED, (None, None, None), [FIXED, FIXED, FIXED]),
         (FIXED, (None, "4", None), [FIXED, FIXED, FIXED]),
         (ANY_SIZE, (None, None, None), [(1, 3, 32, 40), (1, 3, 32, 40), (8, 3, 32, 40)]),
+        (ANY_SIZE, (None, None, "8x512x512"), [(1, 3, 32, 40), (1, 3, 32, 40), (8, 3, 512, 512)]),
+        (ANY_SIZE, ("1x36x36", None, None), [(1, 3, 36, 36), (1, 3, 36, 40), (8, 3, 36, 40)]),
         (ANY_SIZE, (None, "1x64x64", None), [(1, 3, 64, 64), (1, 3, 64, 64), (8, 3, 64, 64)]),
         (ANY_SIZE, ("1x32x32", "1x64x64", "2x96x96"), [(1, 3, 32, 32), (1, 3, 64, 64), (2, 3, 96, 96)]),
     ],
@@ -50,6 +52,8 @@ def test_what_is_not_given_follows_from_what_is(dims, asked, expected):
         (ANY_SIZE, ("1x64x64", "2x32x96", None), "--min 1x3x64x64 is more than --opt 2x3x32x96"),
         (FREE, (None, "1x96x96", None), "takes images of 224x224, and 96x96 was asked for.*--dynamic-size"),
         (FIXED, (None, "8", None), "fixed at 4, and a batch of 8 was asked for.*--batch"),
+        ((None, 3, 8, None), (None, "1x16x16", None), "images of 8xany, and 16x16 was asked for"),
+        ((None, None, 8, 8), (None, None, None), "how many channels"),
         (ANY_SIZE, (None, "2", None), "any size: say which, as --opt 1x224x224"),
     ],
 )
@@ -58,7 +62,7 @@ def test_a_profile_that_cannot_be_is_refused_with_what_is_wrong(dims, asked, tol
         profile("input", dims, sizes(*asked))
 
 
-@pytest.mark.parametrize("text", ["", "0", "8x224", "8x0x224", "-1", "a", "1x2x3x4", "8.5"])
+@pytest.mark.parametrize("text", ["", "0", "8x224", "8x0x224", "-1", "a", "1x2x3x4", "8.5", "3000000000"])
 def test_a_size_that_is_none_is_refused(text):
     with pytest.raises(InputError, match="expected a batch, or BATCHxHEIGHTxWIDTH"):
         Size.parse(text)
