@@ -163,6 +163,8 @@ def read_quantised(path: Path) -> onnx.ModelProto:
 
 
 def _check(model: onnx.ModelProto, name: str) -> None:
+    if not model.graph.node:
+        raise GraphError(f"{name} has no nodes: give a file with Q/DQ")
     inside = (node for function in model.functions for node in function.node)
     if not any(node.op_type in QUANTISED for node in (*model.graph.node, *inside)):
         raise GraphError(f"{name} is not quantised: expected QuantizeLinear and DequantizeLinear in it")
