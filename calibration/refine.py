@@ -123,6 +123,7 @@ def learned(
     rates = [group["lr"] for group in optimiser.param_groups]
     generator = torch.Generator().manual_seed(seed)
     order = torch.zeros(0, dtype=torch.int64)
+    looks = _looks(schedule.steps)
     best, best_worth = parameters, -math.inf
     for step in range(schedule.steps):
         if len(order) < schedule.batch:
@@ -140,10 +141,10 @@ def learned(
         student.remember(step)
         if progress:
             progress(step + 1, schedule.steps)
-        if step + 1 in _looks(schedule.steps):
+        if judge and step + 1 in looks:
             # Judged at once: eight sets of a large network's weights would be gigabytes.
-            for found in (student.parameters(), student.mean_parameters()) if judge else ():
-                worth = judge(found) if judge else 0.0
+            for found in (student.parameters(), student.mean_parameters()):
+                worth = judge(found)
                 if worth > best_worth:  # NaN is not
                     best, best_worth = found, worth
     return best if judge else student.mean_parameters()

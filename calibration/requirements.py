@@ -11,7 +11,11 @@ from runtimes.errors import DataError, GraphError, first_line
 
 
 def check_weights(network: Network) -> None:
-    """Before the network is rewritten, so that a tensor is named as its owner knows it."""
+    """Refuse weights that are not finite; before the network is rewritten, so that they have their owner's names.
+
+    Raises:
+        DataError: A weight holds NaN or infinity.
+    """
     for node in network.nodes:
         for name in node.input[1:] if node.op_type in WEIGHTED else ():
             if name in network.initializers and not np.isfinite(network.initializers[name]).all():

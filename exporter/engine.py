@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from exporter.files import check_output, reserve
 from exporter.graph.metadata import read_metadata
 from runtimes.errors import InputError
@@ -40,11 +42,6 @@ class EngineReport:
     flavour: Flavour
     built: Built
     options: BuildOptions
-
-    @property
-    def hardware(self) -> str | None:
-        """For which other GPUs the engine was built to run."""
-        return self.options.hardware
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``--json`` prints and that lies beside the engine."""
@@ -103,14 +100,14 @@ def build_engine(
         check_output(path, [*read, *([timing_cache] if timing_cache else [])])
     if timing_cache is not None:
         check_output(timing_cache, read)
-    usual = _usual(source)
+    model, source_sha256 = read_model(source, "make one with resnet-export onnx")
     found = flavour(name)
     with ExitStack() as stack:
         places = [stack.enter_context(reserve(path)) for path in (output, sidecar)]
         kept = stack.enter_context(reserve(timing_cache)) if timing_cache else None
         if timing_cache is not None:
             options = replace(options, timing_cache=_read(timing_cache))
-        built = build(source, found, options, usual=usual, listener=listener)
+        built = build(model, source_sha256, found, options, usual=_usual(model), listener=listener)
         digest = places[0].commit(built.plan)
         report = EngineReport(output, digest, found, built, options)
         places[1].commit((json.dumps(report.to_json(), indent=2) + "\n").encode())
@@ -128,9 +125,8 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _usual(source: Path) -> tuple[int, int] | None:
+def _usual(model: onnx.ModelProto) -> tuple[int, int] | None:
     """Height and width that the file says its preprocessing makes."""
-    model, _ = read_model(source, "make one with resnet-export onnx")
     try:
         told = read_metadata(model).get("preprocessing") or {}
         height, width = told["size"]

@@ -114,9 +114,9 @@ def _targets(report: EngineReport) -> str:
     named = ", ".join(report.built.targets)
     if named:
         return f"compute capability {named}"
-    if report.hardware == "ampere+" or report.flavour.generation.compute_capabilities:
+    if report.options.hardware == "ampere+" or report.flavour.generation.compute_capabilities:
         return "every GPU from Ampere on"
-    return "GPUs of the compute capability that is here" if report.hardware else "the GPU that is here"
+    return "GPUs of the compute capability that is here" if report.options.hardware else "the GPU that is here"
 
 
 def _bar() -> Any:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import onnx
 
 from runtimes.errors import GraphError, InputError, UnavailableError, first_line
-from runtimes.reading import read_model
 from runtimes.tensorrt.flavour import Flavour, module
 from runtimes.tensorrt.generations import Generation
 from runtimes.tensorrt.messages import Messages, listening
@@ -80,7 +78,8 @@ class Built:
 
 
 def build(
-    source: Path,
+    model: onnx.ModelProto,
+    sha256: str,
     flavour: Flavour,
     options: BuildOptions,
     *,
@@ -90,19 +89,19 @@ def build(
     """Build an engine.
 
     Args:
-        source: ONNX file.
+        model: With its weights.
+        sha256: Of its file, as :func:`runtimes.reading.read_model` tells it.
         flavour: Which TensorRT.
         options: What is asked for.
         usual: Height and width that the model's preprocessing makes.
         listener: Hears how far the build is.
 
     Raises:
-        GraphError: The file is no ONNX file, or TensorRT does not take it.
+        GraphError: TensorRT does not take the model.
         InputError: Options that contradict each other, the file or the generation.
         UnavailableError: There is no GPU, and none was named; or memory ran out.
         KeyboardInterrupt: The build was interrupted; TensorRT has given back what it took.
     """
-    model, digest = read_model(source, "make one with resnet-export onnx")
     generation, title = flavour.generation, f"{flavour.name} {flavour.version}"
     _check_opset(model, generation, title)
     kinds = typing(carried(model), options.precision, generation, title)
@@ -111,7 +110,7 @@ def build(
     trt = module(flavour)
     with listening(trt) as messages:
         job = _Job(trt, generation, title, options, kinds, messages)
-        return job.run(model, digest, shapes, listener or Listener())
+        return job.run(model, sha256, shapes, listener or Listener())
 
 
 def _check_opset(model: onnx.ModelProto, generation: Generation, title: str) -> None:
@@ -182,7 +181,7 @@ class _Job:
         self._options, self._kinds, self._messages = options, kinds, messages
         self._notes: list[str] = []
 
-    def run(self, model: onnx.ModelProto, digest: str, shapes: Profile, listener: Listener) -> Built:
+    def run(self, model: onnx.ModelProto, sha256: str, shapes: Profile, listener: Listener) -> Built:
         begin = time.perf_counter()
         builder = self._builder()
         network = builder.create_network(self._creation_flags())
@@ -196,7 +195,7 @@ class _Job:
             plan = self._built(builder, network, config, stop)
         timing = bytes(cache.serialize()) if cache is not None else None
         return Built(
-            bytes(plan), digest, self._kinds.precision, shapes, self._options.compute_capabilities, timing,
+            bytes(plan), sha256, self._kinds.precision, shapes, self._options.compute_capabilities, timing,
             time.perf_counter() - begin, tuple(self._notes),
         )  # fmt: skip
 

@@ -15,10 +15,7 @@ from tests.calibration.lint_cases import (
     HALF,
     ORT,
     Case,
-    assert_found,
-    assert_left_alone,
     built,
-    names,
 )
 from tests.calibration.lint_graphs import S8, S8_OUT, U8, U8_OUT, U8_RELU, Grid
 from tests.calibration.test_lint_fusion import forecast, optimised
@@ -178,16 +175,6 @@ CASES = (
          "there is no integer ReduceMean", "GlobalAveragePool instead of ReduceMean",
          pooled("GlobalAveragePool", U8_RELU)),
 )  # fmt: skip
-
-
-@pytest.mark.parametrize("case", CASES, ids=names(CASES))
-def test_a_fault_is_found_where_it_is(case):
-    assert_found(case)
-
-
-@pytest.mark.parametrize("case", CASES, ids=names(CASES))
-def test_what_only_looks_like_it_is_left_alone(case):
-    assert_left_alone(case)
 
 
 @pytest.mark.parametrize("layer", ["conv", "gemm"])

@@ -12,11 +12,8 @@ from tests.calibration.lint_cases import (
     OV,
     TRT,
     Case,
-    assert_found,
-    assert_left_alone,
     built,
     findings,
-    names,
 )
 from tests.calibration.lint_graphs import S8, S8_OUT
 
@@ -131,16 +128,6 @@ CASES = (
          "within the range", padded(-2.56)),
     Case("padding", {OV: "warning"}, padded(0.04), ("n2", "pad2"), "it fills in 0.04", "pad with 0", padded(0)),
 )  # fmt: skip
-
-
-@pytest.mark.parametrize("case", CASES, ids=names(CASES))
-def test_a_fault_is_found_where_it_is(case):
-    assert_found(case)
-
-
-@pytest.mark.parametrize("case", CASES, ids=names(CASES))
-def test_what_only_looks_like_it_is_left_alone(case):
-    assert_left_alone(case)
 
 
 @pytest.mark.parametrize("target", [TRT, OV])

@@ -167,19 +167,21 @@ CASES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=names(CASES))
+ALL = (*CASES, *test_lint_placement.CASES, *test_lint_onnxruntime.CASES)
+
+
+@pytest.mark.parametrize("case", ALL, ids=names(ALL))
 def test_a_fault_is_found_where_it_is(case):
     assert_found(case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=names(CASES))
+@pytest.mark.parametrize("case", ALL, ids=names(ALL))
 def test_what_only_looks_like_it_is_left_alone(case):
     assert_left_alone(case)
 
 
 def test_every_row_of_the_table_has_a_case():
-    modules = (CASES, test_lint_placement.CASES, test_lint_onnxruntime.CASES)
-    tested = {(case.rule, target) for cases in modules for case in cases for target in case.severities}
+    tested = {(case.rule, target) for case in ALL for target in case.severities}
     assert tested == {(rule.id, target) for rule in RULES for target in rule.targets}
 
 

@@ -14,8 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from runtimes.errors import GraphError, InputError, UnavailableError
+from runtimes.reading import read_model
 from runtimes.tensorrt import build as module
-from runtimes.tensorrt.build import BuildOptions, build
+from runtimes.tensorrt.build import BuildOptions, Built
 from runtimes.tensorrt.flavour import Flavour, flavour
 from runtimes.tensorrt.generations import generation
 from runtimes.tensorrt.monitor import Listener
@@ -26,6 +27,10 @@ from tests.runtimes.trt_fake import VERSIONS, Fake
 
 OLD, TEN = "8.6.1", [version for version in VERSIONS if version.startswith("10.")]
 TYPED_ONLY = ["11.4.0", "rtx-1.7.1"]
+
+
+def build(path: Path, *given: Any, **options: Any) -> Built:
+    return module.build(*read_model(path, ""), *given, **options)
 
 
 def saved(folder: Path, kind: str = "fp32", opset: int = 17, operator: str = "Relu", **quantiser: Any) -> Path:
