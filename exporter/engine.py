@@ -15,10 +15,13 @@ import onnx
 
 from exporter.files import check_output, reserve
 from exporter.graph.metadata import read_metadata
+from exporter.layers import LayerReport, layers_of
 from runtimes.errors import InputError
 from runtimes.reading import external_files, read_model
 from runtimes.tensorrt.build import BuildOptions, Built, build
+from runtimes.tensorrt.device import Device, find_devices
 from runtimes.tensorrt.flavour import Flavour, flavour
+from runtimes.tensorrt.inspect_network import network_nodes
 from runtimes.tensorrt.monitor import Listener
 
 #: Version of the document beside an engine.
@@ -35,6 +38,8 @@ class EngineReport:
         flavour: Which TensorRT.
         built: The rest.
         options: What was asked for.
+        gpu: That it was built on, and is for; ``None`` where it is for those that were named.
+        layers: What it runs.
     """
 
     engine: Path
@@ -42,9 +47,11 @@ class EngineReport:
     flavour: Flavour
     built: Built
     options: BuildOptions
+    gpu: Device | None
+    layers: LayerReport
 
     def to_json(self) -> dict[str, Any]:
-        """The document that ``--json`` prints and that lies beside the engine."""
+        """The document that ``--json`` prints."""
         built = self.built
         return {
             "schema": SCHEMA,
@@ -66,8 +73,15 @@ class EngineReport:
                 "dla_core": self.options.dla_core,
                 "workspace_mib": self.options.workspace_mib,
             },
+            "gpu": self.gpu.to_json() if self.gpu else None,
+            "summary": self.layers.summary,
             "notes": list(built.notes),
         }
+
+    def sidecar(self) -> bytes:
+        """The document beside the engine: the same, the layer table, and the network that it is held against."""
+        document = self.to_json() | self.layers.table()
+        return (json.dumps(document, indent=2) + "\n").encode()
 
 
 def build_engine(
@@ -109,8 +123,11 @@ def build_engine(
             options = replace(options, timing_cache=_read(timing_cache))
         built = build(model, source_sha256, found, options, usual=_usual(model), listener=listener)
         digest = places[0].commit(built.plan)
-        report = EngineReport(output, digest, found, built, options)
-        places[1].commit((json.dumps(report.to_json(), indent=2) + "\n").encode())
+        search = find_devices()
+        gpu = search.devices[0] if search.devices and not built.targets else None
+        layers = layers_of(built.plan, str(output), found, search, network_nodes(model), built.targets)
+        report = EngineReport(output, digest, found, built, options, gpu, layers)
+        places[1].commit(report.sidecar())
         if kept is not None and built.timing_cache is not None:
             kept.commit(built.timing_cache)
     return report

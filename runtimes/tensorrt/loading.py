@@ -87,7 +87,7 @@ def load_engine(
         GraphError: TensorRT refuses it for another reason.
     """
     # No local names for what TensorRT makes: a traceback would keep it alive beyond the device that it lives on.
-    loaded = Loaded(trt.Runtime(messages.logger), graphs="captured" if graphs else "off", _cache=cache)
+    loaded = Loaded(_runtime(trt, messages), graphs="captured" if graphs else "off", _cache=cache)
     try:
         if runs_host_code:
             loaded.runtime.engine_host_code_allowed = True
@@ -105,6 +105,13 @@ def load_engine(
         loaded.close()
         raise
     return loaded
+
+
+def _runtime(trt: Any, messages: Messages) -> Any:
+    try:
+        return trt.Runtime(messages.logger)
+    except Exception as error:  # pybind's exceptions have no common base
+        raise UnavailableError(f"TensorRT cannot start: {messages.last() or first_line(error)}") from error
 
 
 def _prepare(trt: Any, generation: Generation, loaded: Loaded, label: str) -> None:

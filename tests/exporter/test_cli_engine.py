@@ -43,7 +43,10 @@ def test_the_document_is_that_of_the_file_and_lies_beside_it(tmp_path: Path, cli
     assert (told["flavour"], told["targets"], told["precision"]) == ("tensorrt_rtx", ["8.6", "8.9"], "fp32")
     assert told["profile"]["max"] == [8, 16, 8, 8]
     assert told["build_seconds"] > 0
-    assert json.loads((tmp_path / "out" / "net.engine.json").read_text()) == told
+    beside = json.loads((tmp_path / "out" / "net.engine.json").read_text())
+    assert {name: beside[name] for name in told} == told
+    assert [node["name"] for node in beside["network"]] == ["layer1.0.conv1", "layer1.0.relu"]
+    assert set(beside) == {*told, "layers", "no_layers", "network"}
 
 
 def test_a_person_reads_what_it_is_and_what_it_is_for(tmp_path: Path, cli: Any) -> None:

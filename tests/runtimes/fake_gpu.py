@@ -22,6 +22,10 @@ class _Code(int):
     """A result code."""
 
 
+def _copy(target: int, source: int, size: int) -> None:
+    ctypes.memmove(target, source, size)
+
+
 class FakeDriver:
     """The functions of ``cuda.bindings.driver`` that :mod:`runtimes.tensorrt.cuda` calls.
 
@@ -140,11 +144,11 @@ class FakeDriver:
         return self.cuMemFree(pointer)
 
     def cuMemcpyHtoDAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:  # noqa: N802
-        self.push(lambda: ctypes.memmove(target, source, size) and None)
+        self.push(lambda: _copy(target, source, size))
         return (0,)
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, _stream: int) -> tuple[int]:  # noqa: N802
-        self.push(lambda: ctypes.memmove(target, source, size) and None)
+        self.push(lambda: _copy(target, source, size))
         return (0,)
 
     def cuStreamBeginCapture(self, _stream: int, _mode: int) -> tuple[int]:  # noqa: N802
@@ -185,8 +189,8 @@ def put_engine(fake: Fake, driver: FakeDriver, low: int = 1, best: int = 2, high
         size = int(np.prod(shape))
         taken = (ctypes.c_float * size).from_address(state["input"])
         given = (ctypes.c_float * (shape[0] * 5)).from_address(state["logits"])
-        sums = np.frombuffer(taken, np.float32).reshape(shape[0], -1).sum(axis=1)
-        np.frombuffer(given, np.float32).reshape(shape[0], 5)[:] = sums[:, None] + np.arange(5)
+        sums = np.ctypeslib.as_array(taken).reshape(shape[0], -1).sum(axis=1)
+        np.ctypeslib.as_array(given).reshape(shape[0], 5)[:] = sums[:, None] + np.arange(5)
 
     def execute(_stream: int) -> bool:
         shape = state["shape"]

@@ -66,7 +66,8 @@ def images(count: int) -> np.ndarray:
 
 
 def expected(batch: np.ndarray) -> np.ndarray:
-    return batch.reshape(len(batch), -1).sum(axis=1)[:, None] + np.arange(5, dtype=np.float32)
+    sums: np.ndarray = batch.reshape(len(batch), -1).sum(axis=1)
+    return sums[:, None] + np.arange(5, dtype=np.float32)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
