@@ -74,7 +74,9 @@ class OrtRuntime(Runtime):
         self._optimize = optimize
         self._cast_input = cast_input
         self._rounds_input = False
+        self._input_name = ""
         self._session: onnxruntime.InferenceSession | None = None
+        self._run_options: onnxruntime.RunOptions | None = None
         self._failures: tuple[type[Exception], ...] = ()
 
     def _open(self) -> Binding:
@@ -92,10 +94,13 @@ class OrtRuntime(Runtime):
         except self._failures as error:
             raise self._translated("cannot be loaded", error) from error
         self._session = session
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.log_severity_level = _FATAL_ONLY
         # A provider can be compiled in and still fail to start, for want of a driver: then
         # the session quietly runs without it.
         self._require_providers(session.get_providers(), "the session started with")
         taken = self._spec(session.get_inputs(), "input")
+        self._input_name = taken.name
         self._rounds_input = self._cast_input and taken.dtype == "float16"
         return Binding(
             input=replace(taken, dtype="float32") if self._rounds_input else taken,
@@ -109,21 +114,18 @@ class OrtRuntime(Runtime):
         )
 
     def _run(self, batch: Array) -> Array:
-        import onnxruntime
-
         assert self._session is not None  # the base class runs nothing before _open
-        options = onnxruntime.RunOptions()
-        options.log_severity_level = _FATAL_ONLY
         if self._rounds_input:
             batch = batch.astype(np.float16)
         try:
-            output: Array = self._session.run(None, {self.inputs[0].name: batch}, options)[0]
+            output: Array = self._session.run(None, {self._input_name: batch}, self._run_options)[0]
         except self._failures as error:
             raise self._translated(f"failed on {list(batch.shape)}", error) from error
         return output
 
     def _close(self) -> None:
         self._session = None
+        self._run_options = None
 
     def _options(self) -> onnxruntime.SessionOptions:
         import onnxruntime
