@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from runtimes.base import Array, Floats, Runtime
 from runtimes.batching import run_padded
-from runtimes.errors import DataError, ResnetExportError
+from runtimes.errors import DataError, ResnetExportError, TensorError
 from runtimes.statistics import Accumulator, DifferenceStatistics
 
 
@@ -84,6 +84,7 @@ def compare_over(
             if reference is not None and candidate is not None:
                 count = min(len(reference), len(candidate), len(images) if pair.most is None else pair.most - done)
                 if count > 0:
+                    _check_classes(runs[pair.signal], reference, runs[pair.candidate], candidate)
                     accumulator.update(reference[:count], candidate[:count])
         done += len(images)
         if on_progress:
@@ -97,6 +98,14 @@ def compare_over(
         None if {pair.candidate, pair.signal} & failed else accumulator.result()
         for pair, accumulator in zip(pairs, found, strict=True)
     ]
+
+
+def _check_classes(one: Ran, first: Floats, other: Ran, second: Floats) -> None:
+    if first.shape[1] != second.shape[1]:
+        raise TensorError(
+            f"{one.runtime.name} tells {first.shape[1]} classes apart and {other.runtime.name} {second.shape[1]}: "
+            "give models of the same classes"
+        )
 
 
 def _logits(run: Ran, images: Array, done: int, clock: Callable[[], float]) -> Floats | None:
