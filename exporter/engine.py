@@ -1,6 +1,6 @@
 """The engine job: an ONNX file in, a TensorRT engine and what is known of it out.
 
-One function, :func:`build_engine`; it prints nothing and writes two files, three with a timing cache.
+One function, :func:`build_engine`; it prints nothing and writes two files, and the caches that it is asked for.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from typing import Any
 
 import onnx
 
+from calibration.implicit import scales
+from calibration.ranges import read_ranges
 from exporter.files import check_output, reserve
 from exporter.graph.metadata import read_metadata
 from runtimes.errors import InputError
 from runtimes.reading import external_files, read_model
-from runtimes.tensorrt.build import BuildOptions, Built, build
+from runtimes.tensorrt.build import BuildOptions, Built, build, is_calibrated
 from runtimes.tensorrt.flavour import Flavour, flavour
 from runtimes.tensorrt.monitor import Listener
+from runtimes.tensorrt.precision import carried, implicit
 
 #: Version of the document beside an engine.
 SCHEMA = 1
@@ -55,6 +58,7 @@ class EngineReport:
             "version": self.flavour.version,
             "targets": list(built.targets),
             "precision": built.precision,
+            "calibration": built.calibration.to_json() if built.calibration else None,
             "build_seconds": round(built.seconds, 3),
             "source_sha256": built.source_sha256,
             "profile": built.profile.to_json(),
@@ -76,7 +80,9 @@ def build_engine(
     options: BuildOptions,
     *,
     name: str | None = None,
+    ranges: Path | None = None,
     timing_cache: Path | None = None,
+    calibration_cache: Path | None = None,
     listener: Listener | None = None,
 ) -> EngineReport:
     """Build an engine and write it, with ``OUTPUT.json`` beside it.
@@ -86,25 +92,40 @@ def build_engine(
         output: Where the engine goes; nothing is left there, and nothing is lost, when this raises.
         options: What is asked for.
         name: Package of the TensorRT to use; ``None``: the best that is installed.
+        ranges: Ranges of a FP32 file, which becomes INT8 by them, without Q/DQ; not for every generation.
         timing_cache: File with measured kernels; read where it is there, and written anew.
+        calibration_cache: Where the scales go that a calibrator or a DLA was given, as ``trtexec --calib`` reads them.
         listener: Hears how far the build is.
 
     Raises:
+        DataError: The ranges cannot be read, or are of another model.
         GraphError: The model cannot become an engine.
         InputError: Options that contradict each other.
         UnavailableError: TensorRT, a GPU, memory or disk space is missing.
     """
     sidecar = output.with_name(f"{output.name}.json")
     read = [source, *external_files(source)]
+    if ranges is not None:
+        read.append(ranges)
+    caches = [path for path in (timing_cache, calibration_cache) if path is not None]
     for path in (output, sidecar):
-        check_output(path, [*read, *([timing_cache] if timing_cache else [])])
-    if timing_cache is not None:
-        check_output(timing_cache, read)
+        check_output(path, [*read, *caches])
+    for place, path in enumerate(caches):
+        check_output(path, [*read, *caches[:place]])
     model, source_sha256 = read_model(source, "make one with resnet-export onnx")
     found = flavour(name)
+    if ranges is not None:
+        options = replace(options, scales=_scales(ranges, model, source_sha256, found, options))
+    if calibration_cache is not None and not is_calibrated(model, found.generation, options):
+        raise InputError(
+            "this engine uses no calibration cache: leave --calibration-cache out, or give a FP32 file with --ranges, "
+            "or --dla-core on TensorRT 10.7 or before"
+        )
     with ExitStack() as stack:
         places = [stack.enter_context(reserve(path)) for path in (output, sidecar)]
-        kept = stack.enter_context(reserve(timing_cache)) if timing_cache else None
+        kept, scaled = (
+            stack.enter_context(reserve(path)) if path else None for path in (timing_cache, calibration_cache)
+        )
         if timing_cache is not None:
             options = replace(options, timing_cache=_read(timing_cache))
         built = build(model, source_sha256, found, options, usual=_usual(model), listener=listener)
@@ -113,7 +134,19 @@ def build_engine(
         places[1].commit((json.dumps(report.to_json(), indent=2) + "\n").encode())
         if kept is not None and built.timing_cache is not None:
             kept.commit(built.timing_cache)
+        if scaled is not None and built.calibration is not None:
+            scaled.commit(built.calibration.cache)
     return report
+
+
+def _scales(
+    ranges: Path, model: onnx.ModelProto, sha256: str, found: Flavour, options: BuildOptions
+) -> dict[str, float]:
+    """What a calibrator is given, once it is clear that there is one and that the ranges are the model's."""
+    implicit(carried(model), options.precision, found.generation, f"{found.name} {found.version}")
+    known = read_ranges(ranges)
+    known.require(model_sha256=sha256)
+    return scales(known)
 
 
 def _read(path: Path) -> bytes:
