@@ -61,7 +61,8 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
 
 def rounded(stripped: Stripped) -> onnx.ModelProto:
     """The stripped network with Q/DQ by its scales behind every tensor that has one: what implicit INT8 computes."""
-    model = onnx.ModelProto.FromString(stripped.model.SerializeToString())
+    model = onnx.ModelProto()
+    model.CopyFrom(stripped.model)
     nodes: list[onnx.NodeProto] = []
     renamed: dict[str, str] = {}
 
