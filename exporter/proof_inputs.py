@@ -89,4 +89,3 @@ def fits(model: Opening, contract: Preprocessing) -> None:
     if len(shape) == 4 and any(None not in (a, b) and a != b for a, b in zip(shape[1:], made, strict=True)):
         taken, given = ("x".join("any" if side is None else str(side) for side in each) for each in (shape[1:], made))
         raise TensorError(f"{model.label} takes images of {taken}, and the preprocessing makes {given}: give --preset")
-

@@ -101,7 +101,9 @@ def _show(console: Console, report: CompareReport, drift: Any) -> None:
     if report.notes:
         print_notes(console, report.notes)
     failed = sum(not row["passed"] for row in report.results)
-    verdict = ("✓ all agree", "green") if report.passed else (f"✗ {failed} of {len(report.results)} do not agree", "red")
+    verdict = (
+        ("✓ all agree", "green") if report.passed else (f"✗ {failed} of {len(report.results)} do not agree", "red")
+    )
     console.print(Text.assemble(verdict))
 
 

@@ -75,7 +75,14 @@ def moving(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
     if silent:
         yield lambda done, total: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from exporter.cli.console import stderr_console
 
