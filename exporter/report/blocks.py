@@ -46,13 +46,14 @@ class Table:
 class Picture:
     """A chart in two widths, of which the page shows the one that fits.
 
-    ``key`` names the colours in it: pairs of a style class and a text.
+    ``key`` names the colours in it: pairs of a style class and a text. ``folded`` ones are opened by the reader.
     """
 
     title: str
     wide: Markup
     narrow: Markup
     key: tuple[tuple[str, str], ...] = ()
+    folded: bool = False
     kind: Literal["picture"] = "picture"
 
 
@@ -117,7 +118,12 @@ def name_cell(value: object) -> Cell:
 
 
 def picture(
-    ident: str, title: str, draw: Callable[[str, float], Markup | None], key: Sequence[tuple[str, str]] = ()
+    ident: str,
+    title: str,
+    draw: Callable[[str, float], Markup | None],
+    key: Sequence[tuple[str, str]] = (),
+    *,
+    folded: bool = False,
 ) -> tuple[Picture, ...]:
     """A chart at both widths, or nothing where there is nothing to draw.
 
@@ -126,6 +132,7 @@ def picture(
         title: Caption.
         draw: Identifier and width -> chart.
         key: Style classes and what they mean.
+        folded: Whether the reader opens it: one of many like it.
     """
     wide, narrow = draw(ident, WIDE), draw(f"{ident}-narrow", NARROW)
-    return () if wide is None or narrow is None else (Picture(title, wide, narrow, tuple(key)),)
+    return () if wide is None or narrow is None else (Picture(title, wide, narrow, tuple(key), folded),)

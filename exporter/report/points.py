@@ -65,8 +65,9 @@ def trade_off(parity: Document, evaluate: Document, bench: Document) -> TradeOff
     judged = {text.label_of(row): row for row in text.rows_of(parity)}
     measured = accuracy if latencies.keys() & accuracy.keys() else {**_reference(parity, latencies), **agreement}
     key = "top1" if measured is accuracy else "top1_agreement"
+    named = precisions(parity, list(latencies.values()))
     points = tuple(
-        _point(label, row, measured[label], key, judged.get(label, {}))
+        _point(label, named.get(label, "other"), key, row, measured[label], judged.get(label, {}))
         for label, row in latencies.items()
         if label in measured
     )
@@ -79,9 +80,17 @@ def trade_off(parity: Document, evaluate: Document, bench: Document) -> TradeOff
     )
 
 
-def precisions(parity: Document) -> dict[str, str]:
-    """Label -> precision, as far as the parity document tells."""
-    return {text.label_of(row): str(row["precision"]) for row in text.rows_of(parity) if row.get("precision")}
+def precisions(parity: Document, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Label -> precision of the rows of any document, as far as the parity document tells."""
+    judged = {text.label_of(row): row for row in text.rows_of(parity)}
+    reference = text.mapping(parity, "reference")
+    found = {}
+    for row in rows:
+        label = text.label_of(row)
+        named = judged.get(label, {}).get("precision") or (_is_of(reference, row) and reference.get("precision"))
+        if named in PRECISIONS:
+            found[label] = str(named)
+    return found
 
 
 def _by_label(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, Any]]:
@@ -100,22 +109,26 @@ def _one_batch(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _reference(parity: Document, latencies: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The reference agrees with itself; it has no result of its own in the parity document."""
     reference = text.mapping(parity, "reference")
-    if not reference.get("runtime"):
-        return {}
     return {
-        label: {"top1_agreement": 1.0, "precision": reference.get("precision"), "bytes": reference.get("bytes")}
+        label: {"top1_agreement": 1.0, "bytes": reference.get("bytes")}
         for label, row in latencies.items()
-        if (row.get("runtime"), row.get("file")) == (reference["runtime"], reference.get("file"))
+        if _is_of(reference, row)
     }
 
 
-def _point(label: str, timed: dict[str, Any], measured: dict[str, Any], key: str, judged: dict[str, Any]) -> Point:
+def _is_of(reference: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether a row was measured on the reference of the parity document."""
+    return bool(reference.get("runtime")) and all(row.get(key) == reference.get(key) for key in ("runtime", "file"))
+
+
+def _point(
+    label: str, precision: str, key: str, timed: dict[str, Any], measured: dict[str, Any], judged: dict[str, Any]
+) -> Point:
     low, high = text.pair(measured.get("top1_ci95"))
     passed = judged.get("passed")
-    named = (judged.get("precision"), measured.get("precision"))
     return Point(
         label=label,
-        precision=next((str(each) for each in named if each in PRECISIONS), "other"),
+        precision=precision,
         latency_ms=float(timed["p50_ms"]),
         quality=float(measured[key]),
         interval=None if low is None or high is None else (low, high),

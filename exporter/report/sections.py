@@ -10,12 +10,25 @@ from markupsafe import Markup
 
 from exporter.report import tables, text
 from exporter.report.blocks import Block, Gallery, Pairs, Section, Text, Thumbnail, picture
-from exporter.report.charts import confusion_chart, drift_chart, pipeline_chart, ranges_chart, trade_off_chart
-from exporter.report.charts import confusion, drift, ranges, tradeoff
+from exporter.report.charts import (
+    confusion,
+    confusion_chart,
+    drift,
+    drift_chart,
+    pipeline_chart,
+    ranges,
+    ranges_chart,
+    trade_off_chart,
+    tradeoff,
+)
+from exporter.report.measures import accuracy_rows, agreement_rows, latency_rows, sqnr_rows
 from exporter.report.model import Report
 from exporter.report.points import PRECISIONS, precisions
-from exporter.report.measures import accuracy_rows, agreement_rows, latency_rows, sqnr_rows
 
+_SHOWN: Final = 3
+"""Charts of one kind that are open; the reader opens the others."""
+
+_DRIFT_KEY: Final = (("key-bound", "bound"), ("key-cross", "out of its bound"))
 _IMAGE: Final = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -77,14 +90,12 @@ def _parity(report: Report) -> Section | None:
 
 def _drift(report: Report) -> Section:
     blocks: list[Block] = []
-    for index, document in enumerate(text.rows_of(report.parity, "drift")):
-        title = f"{text.label_of(document)}: {drift.summary(document)}"
+    # Those with a fault first: they are what this section is read for.
+    found = sorted(enumerate(text.rows_of(report.parity, "drift")), key=lambda item: drift.first_name(item[1]) is None)
+    for place, (index, document) in enumerate(found):
+        title = f"{text.short(text.label_of(document))}: {drift.summary(document)}"
         chart = _drawer(drift_chart, document)
-        blocks += picture(
-            f"chart-drift-{index}", title, chart, (("key-limit", "bound"), ("key-cross", "out of its bound"))
-        )
-        if document.get("probed"):
-            blocks.append(Text(str(document["probed"])))
+        blocks += picture(f"chart-drift-{index}", title, chart, _DRIFT_KEY, folded=place >= _SHOWN)
         if text.rows_of(document, "layers"):
             blocks.append(tables.drift_table(f"table-drift-{index}", document))
     lead = (
@@ -97,30 +108,34 @@ def _accuracy(report: Report) -> Section | None:
     rows = text.rows_of(report.evaluate)
     if report.evaluate is None:
         return None
-    key = _precision_key(set(precisions(report.parity).values()))
+    known = precisions(report.parity, rows)
+    key = _precision_key(set(known.values()))
     blocks: list[Block] = [
         *picture(
             "chart-accuracy",
             "Top-1 accuracy with the 95 % interval",
-            accuracy_rows(rows, precisions(report.parity)),
+            accuracy_rows(rows, known),
             key,
         ),
         tables.accuracy_table(rows) if rows else Text("No runtime was evaluated."),
     ]
     if any(text.rows_of(row, "per_class") for row in rows):
         blocks.append(tables.class_table(rows))
+    drawn = 0
     for index, row in enumerate(rows):
-        blocks += _changes(index, row)
+        found = _changes(index, row, folded=drawn >= _SHOWN)
+        drawn += any(block.kind == "picture" for block in found)
+        blocks += found
     lead = "On labelled images. Where two intervals overlap, McNemar's test on the same images tells more than they do."
     return Section("accuracy", "Is it still right?", lead, tuple(blocks))
 
 
-def _changes(index: int, row: dict[str, Any]) -> list[Block]:
+def _changes(index: int, row: dict[str, Any], *, folded: bool) -> list[Block]:
     pairs, changes = text.rows_of(row, "confusion"), text.rows_of(row, "changes")
-    name = text.label_of(row)
-    blocks: list[Block] = [
-        *picture(f"chart-confusion-{index}", f"{name}: {confusion.summary(pairs)}", _drawer(confusion_chart, pairs))
-    ]
+    name = text.short(text.label_of(row))
+    title = f"{name}: {confusion.summary(pairs)}"
+    chart = _drawer(confusion_chart, pairs)
+    blocks: list[Block] = [*picture(f"chart-confusion-{index}", title, chart, folded=folded)]
     if pairs:
         blocks.append(tables.confusion_table(f"table-confusion-{index}", pairs))
     if changes:
@@ -151,7 +166,7 @@ def _latency(report: Report) -> Section | None:
     rows = text.rows_of(report.bench)
     if report.bench is None:
         return None
-    known = precisions(report.parity)
+    known = precisions(report.parity, rows)
     blocks: list[Block] = []
     batches = sorted({text.number(row.get("batch")) or 0.0 for row in rows})
     for index, batch in enumerate(batches):
@@ -193,18 +208,18 @@ def _tolerances(report: Report) -> Section:
 
 def _environment(report: Report) -> Section:
     blocks: list[Block] = [table] if (table := tables.files_table(report)) else []
+    # Documents of one run agree in most of this: what they share is shown once.
+    shared: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     for name, document in report.documents():
-        for key, title in (("data", "Images"), ("environment", "Machine and versions")):
-            if found := text.mapping(document, key):
-                blocks.append(Pairs(f"{title} of {name}", _flat(found)))
         used = {text.label_of(row): row["used"] for row in text.rows_of(document) if row.get("used")}
-        if used:
-            blocks.append(
-                Pairs(
-                    f"Read back from the runtimes of {name}",
-                    tuple((key, text.plain(value)) for key, value in used.items()),
-                )
-            )
+        told = {
+            "Images": _flat(text.mapping(document, "data")),
+            "Machine and versions": _flat(text.mapping(document, "environment")),
+            "Read back from the runtimes": tuple((key, text.plain(value)) for key, value in used.items()),
+        }
+        for title, pairs in told.items():
+            shared.setdefault((title, pairs), []).append(name)
+    blocks += [Pairs(f"{title} ({', '.join(names)})", pairs) for (title, pairs), names in shared.items() if pairs]
     return Section("environment", "Files and environment", "What it takes to measure this again.", tuple(blocks))
 
 

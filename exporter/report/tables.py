@@ -17,15 +17,11 @@ _MOST_ROWS = 1000
 
 def parity_table(rows: Sequence[dict[str, Any]]) -> Table:
     """A row per judged runtime."""
-    columns = _columns(
-        "Runtime", "Verdict", "Precision", "Against", "#SQNR", "#Decision SQNR", "#Largest ULP", "#Agreement", "#Images"
-    )
+    columns = _columns("Runtime", "Verdict", "#SQNR", "#Decision SQNR", "#Largest ULP", "#Agreement", "#Images")
     cells = tuple(
         (
-            name_cell(text.label_of(row)),
+            Cell(text.label_of(row), note=_judged_as(row), tone="name"),
             _verdict(row),
-            Cell(text.plain(row.get("precision"))),
-            name_cell(row.get("against")),
             number_cell(row.get("sqnr_db"), text.decibels, _bound(row, "min_sqnr_db", text.decibels)),
             number_cell(row.get("decision_sqnr_db"), text.decibels, _bound(row, "min_decision_db", text.decibels)),
             number_cell(row.get("max_ulp"), text.significant, _bound(row, "max_ulp", text.significant, "at most")),
@@ -171,7 +167,7 @@ def latency_table(rows: Sequence[dict[str, Any]]) -> Table:
             number_cell(row.get("images_per_s"), text.significant),
             Cell(text.ratio(row.get("ratio_to_first")), text.number(text.mapping(row, "ratio_to_first").get("ratio"))),
             number_cell(row.get("spread"), lambda value: text.percent(value, 1), "noisy" if row.get("noisy") else ""),
-            number_cell(row.get("peak_rss_mb"), lambda value: text.size(None if value is None else 1e6 * value)),
+            number_cell(row.get("peak_rss_mb"), text.megabytes),
             number_cell(row.get("cold_start_ms"), text.milliseconds),
             number_cell(row.get("bytes"), text.size),
             number_cell(row.get("threads"), text.count),
@@ -249,6 +245,11 @@ def _verdict(row: Mapping[str, Any]) -> Cell:
     if row.get("passed") is True:
         return Cell("Passed", 2.0, "", "passed")
     return Cell("Failed", 0.0, str(row.get("finding") or ""), "failed")
+
+
+def _judged_as(row: Mapping[str, Any]) -> str:
+    against = f"against {row['against']}" if row.get("against") else ""
+    return ", ".join(filter(None, (str(row.get("precision") or ""), against)))
 
 
 def _bound(row: Mapping[str, Any], key: str, show: Any, word: str = "at least") -> str:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 from runtimes.statistics import SQNR_CAP_DB
 
 MISSING: Final = "–"
+_LARGEST: Final = 1e100  # nothing measured is larger, and its square is still finite
 
 
 def number(value: object) -> float | None:
-    """A finite float, or None for anything else: a document may hold null, NaN or text."""
+    """A float that can be reckoned with, or None: a document may hold null, NaN, text or an endless integer."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    try:
-        converted = float(value)
-    except OverflowError:  # JSON integers have no bound
-        return None
-    return converted if math.isfinite(converted) else None
+    return float(value) if abs(value) <= _LARGEST else None
 
 
 def significant(value: object, digits: int = 3) -> str:
@@ -31,9 +29,9 @@ def significant(value: object, digits: int = 3) -> str:
         return "0"
     magnitude = math.floor(math.log10(abs(known)))
     if not -5 <= magnitude < 9:
-        return f"{known:.{digits - 1}e}"
+        return f"{known:.{digits - 1}e}".replace("-", "−")
     rounded = round(known, digits - 1 - magnitude)
-    return f"{rounded:,.{max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)}f}"
+    return f"{rounded:,.{max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)}f}".replace("-", "−")
 
 
 def milliseconds(value: object) -> str:
@@ -95,6 +93,12 @@ def size(value: object) -> str:
     return f"{known:.0f} bytes"
 
 
+def megabytes(value: object) -> str:
+    """10^6 bytes as :func:`size` shows them."""
+    known = number(value)
+    return MISSING if known is None else size(1e6 * known)
+
+
 def ratio(value: object) -> str:
     """``{"ratio": 2.31, "ci95": [2.25, 2.37]}`` as ``2.31× (2.25–2.37)``."""
     if not isinstance(value, dict):
@@ -140,6 +144,13 @@ def middle_cut(name: str, limit: int) -> str:
         return name
     kept = max(limit - 1, 2)
     return f"{name[: kept - kept // 2]}…{name[-(kept // 2) :]}"
+
+
+def short(name: str, limit: int = 48) -> str:
+    """A label of at most ``limit`` characters: folders go first, for it is the file's name that tells labels apart."""
+    if len(name) > limit:
+        name = re.sub(r"[^\s:]*/", "…/", name)
+    return middle_cut(name, limit)
 
 
 def rows_of(document: Any, key: str = "results") -> list[dict[str, Any]]:

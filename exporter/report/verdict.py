@@ -123,8 +123,8 @@ def _failure(found: list[Outcome], bad: list[Outcome]) -> str:
     failed = {outcome.name for outcome in bad if outcome.status == "failed"}
     runtimes = f"{len(names)} of {text.plural(total, 'runtime')}"
     if not failed:
-        return f"Not proven: {runtimes} could not be run ({text.listing(names)})."
-    return f"Do not use {runtimes}: {text.listing(names)}."
+        return f"Not proven: {runtimes} could not be run ({text.listing([text.short(name) for name in names])})."
+    return f"Do not use {runtimes}: {text.listing([text.short(name) for name in names])}."
 
 
 def _success(parity: Document, judged: list[Outcome]) -> str:
@@ -142,7 +142,7 @@ def _detail(parity: Document, evaluate: Document) -> str:
     if worst:
         sentences.append(
             f"In the worst case, {text.percent(worst['top1_agreement'])} of {text.count(worst.get('n'))} images get "
-            f"the same answer ({text.label_of(worst)})."
+            f"the same answer ({_named(worst)})."
         )
     rows = text.rows_of(evaluate)
     drop = _largest_drop(rows)
@@ -158,20 +158,20 @@ def _facts(parity: Document, evaluate: Document, bench: Document) -> tuple[Fact,
     facts = []
     rows = text.rows_of(parity)
     if worst := lowest(rows, "sqnr_db"):
-        facts.append(Fact("Lowest SQNR", text.decibels(worst["sqnr_db"]), text.label_of(worst)))
+        facts.append(Fact("Lowest SQNR", text.decibels(worst["sqnr_db"]), _named(worst)))
     if worst := lowest(rows, "top1_agreement"):
         bounds = text.interval(worst.get("top1_ci95"))
-        note = text.label_of(worst) if bounds == text.MISSING else f"95 % interval {bounds}"
+        note = _named(worst) if bounds == text.MISSING else f"95 % interval {bounds}"
         facts.append(Fact("Lowest agreement", text.percent(worst["top1_agreement"]), note))
     if worst := lowest(text.rows_of(evaluate), "top1"):
         bounds = text.interval(worst.get("top1_ci95"))
-        note = text.label_of(worst) if bounds == text.MISSING else f"95 % interval {bounds}"
+        note = _named(worst) if bounds == text.MISSING else f"95 % interval {bounds}"
         facts.append(Fact("Lowest top-1", text.percent(worst["top1"]), note))
     if best := _fastest(text.rows_of(bench)):
         facts.append(Fact("Fastest against the first", f"{best[0]:.2f}×", best[1]))
     measured = text.rows_of(bench) or rows
     if smallest := lowest(measured, "bytes"):
-        facts.append(Fact("Smallest file", text.size(smallest["bytes"]), text.label_of(smallest)))
+        facts.append(Fact("Smallest file", text.size(smallest["bytes"]), _named(smallest)))
     return tuple(facts)
 
 
@@ -188,9 +188,13 @@ def _largest_drop(rows: list[dict[str, Any]]) -> float | None:
 
 def _fastest(rows: list[dict[str, Any]]) -> tuple[float, str] | None:
     known = [
-        (value, f"{text.label_of(row)}, batch {text.plain(row.get('batch'))}")
+        (value, f"{_named(row)}, batch {text.plain(row.get('batch'))}")
         for row in rows
         if (value := text.number(text.mapping(row, "ratio_to_first").get("ratio"))) is not None
     ]
     best = max(known, key=lambda item: item[0], default=None)
     return best if best and best[0] > 1 else None
+
+
+def _named(row: dict[str, Any]) -> str:
+    return text.short(text.label_of(row))

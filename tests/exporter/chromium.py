@@ -7,12 +7,14 @@ that ends with a zero byte.
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,10 @@ from typing import Any
 
 BINARY = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _PATIENCE = 60.0  # seconds; a loaded machine is slow, a browser that hangs is a failure
+_START = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
+"""Moves the pipes to the numbers that Chromium expects, which no shell does portably, and becomes Chromium."""
 
 
 class Chromium:
@@ -38,14 +44,13 @@ class Chromium:
 
     def __enter__(self) -> Chromium:
         assert BINARY is not None
-        command_read, self._commands = os.pipe()
-        self._answers, answer_write = os.pipe()
-        # The shell moves the pipes to the numbers that Chromium expects.
+        command_read, self._commands = _pipe()
+        self._answers, answer_write = _pipe()
         words = [BINARY, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-        words += ["--disable-background-networking", f"--user-data-dir={self._profile}", "--remote-debugging-pipe", "about:blank"]
-        shell = ["/bin/sh", "-c", f'exec "$@" 3<&{command_read} 4>&{answer_write}', "sh", *words]
+        words += ["--disable-background-networking", f"--user-data-dir={self._profile}", "--remote-debugging-pipe"]
+        start = [sys.executable, "-c", _START, str(command_read), str(answer_write), *words, "about:blank"]
         quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen(shell, pass_fds=(command_read, answer_write), stdout=quiet, stderr=quiet)
+        self._process = subprocess.Popen(start, pass_fds=(command_read, answer_write), stdout=quiet, stderr=quiet)
         os.close(command_read)
         os.close(answer_write)
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -54,7 +59,9 @@ class Chromium:
             self.call(f"{domain}.enable")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._commands)  # Chromium ends when its pipe does
         try:
             self._process.wait(10)
@@ -125,3 +132,12 @@ class Chromium:
         message, self._rest = self._rest.split(b"\0", 1)
         answer: dict[str, Any] = json.loads(message)
         return answer
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose numbers cannot be those that it is moved to."""
+    ends = os.pipe()
+    moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return moved[0], moved[1]

@@ -37,19 +37,23 @@ def confusion_chart(ident: str, rows: Sequence[Mapping[str, Any]], width: float)
     classes = sorted({name for pair in counts for name in pair}, key=_natural)
     if not 0 < len(classes) <= LARGEST:
         return None
-    gutter = min(max(svg.text_width(name) for name in classes) + 10, 0.34 * width)
+    # Columns whose names would not fit are headed by the numbers of the rows.
+    numbered = any(svg.text_width(name) > 40.0 for name in classes)
+    names = [f"{index + 1}  {name}" for index, name in enumerate(classes)] if numbered else classes
+    gutter = min(max(svg.text_width(name) for name in names) + 10, 0.4 * width)
     side = min((width - gutter - 4) / len(classes), 40.0)
     room = svg.characters(gutter - 8)
     most = max(counts.values())
     top = 44.0
     parts = [svg.label("from ↓   to →", 0, 12, tone="axis-name")]
-    for index, name in enumerate(classes):
+    for index, name in enumerate(names):
         middle = side * (index + 0.5)
+        full = classes[index]
         parts.append(
-            svg.label(text.middle_cut(name, room), gutter - 8, top + middle, anchor="end", tone="name", full=name)
+            svg.label(text.middle_cut(name, room), gutter - 8, top + middle, anchor="end", tone="name", full=full)
         )
-        short = text.middle_cut(name, svg.characters(side))
-        parts.append(svg.label(short, gutter + middle, top - 12, anchor="middle", tone="name", full=name))
+        head = str(index + 1) if numbered else text.middle_cut(name, svg.characters(side))
+        parts.append(svg.label(head, gutter + middle, top - 12, anchor="middle", tone="name", full=full))
     for row, source in enumerate(classes):
         for column, target in enumerate(classes):
             parts.append(

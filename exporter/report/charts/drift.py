@@ -36,14 +36,11 @@ def drift_chart(ident: str, document: dict[str, Any], width: float) -> Markup | 
     if not layers:
         return None
     frame = Frame(48, 40, width - 14, 248)
-    x = linear([layer.depth for layer in layers], frame.left + 6, frame.right - 6, wanted=8 if width > 500 else 4)
-    # Identical outputs have no finite ratio; their cap would flatten all that can be seen.
-    finite = [layer.sqnr for layer in layers if abs(layer.sqnr) < SQNR_CAP_DB]
-    bounds = [layer.bound for layer in layers if layer.bound is not None]
-    y = linear([*finite, *bounds], frame.bottom, frame.top)
+    x = _depths(layers, frame.left + 8, frame.right - 8, wanted=8 if width > 500 else 4)
+    y = _decibels(layers, frame)
     first = next((layer for layer in layers if layer.name == first_name(document)), None)
     parts = [
-        *frame.x_axis(_whole(x), "depth of the layer"),
+        *frame.x_axis(x, "depth of the layer"),
         *frame.y_axis(y, "SQNR, dB"),
         *_bound(layers, x, y),
         svg.path([(x(layer.depth), y(layer.sqnr)) for layer in layers], "line"),
@@ -85,10 +82,23 @@ def _layers(document: dict[str, Any]) -> list[_Layer]:
     return sorted(found, key=lambda layer: layer.depth)
 
 
-def _whole(scale: Scale) -> Scale:
-    """Layers are counted: no tick lies between two of them."""
-    ticks = tuple(tick for tick in scale.ticks if tick == int(tick) and tick >= 0)
-    return Scale(scale.low, scale.high, scale.start, scale.end, ticks, scale.log)
+def _depths(layers: Sequence[_Layer], start: float, end: float, wanted: int) -> Scale:
+    """From the first layer to the last. They are counted: no tick lies between two of them."""
+    rough = linear([layer.depth for layer in layers], start, end, wanted=wanted)
+    low, high = layers[0].depth, layers[-1].depth
+    if low == high:
+        low, high = low - 1, high + 1
+    ticks = tuple(tick for tick in rough.ticks if tick == int(tick) and low <= tick <= high)
+    return Scale(low, high, start, end, ticks)
+
+
+def _decibels(layers: Sequence[_Layer], frame: Frame) -> Scale:
+    """Holds every layer and some room below the bound."""
+    # Identical outputs have no finite ratio; their cap would flatten all that can be seen.
+    values = [layer.sqnr for layer in layers if abs(layer.sqnr) < SQNR_CAP_DB]
+    values += [layer.bound for layer in layers if layer.bound is not None]
+    room = 0.1 * (max(values) - min(values)) if values else 0.0
+    return linear([*values, min(values, default=0.0) - room], frame.bottom, frame.top)
 
 
 def _bound(layers: Sequence[_Layer], x: Scale, y: Scale) -> list[Markup]:

@@ -49,12 +49,14 @@ class Row:
 
 @dataclass(frozen=True)
 class _Layout:
+    """Where rows lie; ``lines`` of text stand above each bar, none where the text stands beside it."""
+
     frame: Frame
     pitch: float
-    stacked: bool
+    lines: int
 
     def middle(self, index: int) -> float:
-        return self.frame.top + self.pitch * (index + (0.68 if self.stacked else 0.5))
+        return self.frame.top + self.pitch * (index + 1) - (15 if self.lines else self.pitch / 2)
 
 
 def rows_chart(
@@ -94,14 +96,14 @@ def rows_chart(
 
 
 def _layout(rows: Sequence[Row], width: float) -> _Layout:
-    stacked = width < STACKED_BELOW
-    if stacked:
-        return _Layout(Frame(8, 6, width - 12, 6 + 44 * len(rows)), 44, stacked)
-    names = max(svg.text_width(row.name) for row in rows)
-    notes = max(svg.text_width(row.note) for row in rows)
-    return _Layout(
-        Frame(min(names, 0.3 * width) + 14, 6, width - min(notes, 0.28 * width) - 22, 6 + 30 * len(rows)), 30, stacked
-    )
+    if width < STACKED_BELOW:
+        widest = max(svg.text_width(row.name + row.note) for row in rows) + 12
+        lines = 1 if widest < width - 20 else 2
+        pitch = 28.0 + 16 * lines
+        return _Layout(Frame(8, 4, width - 12, 4 + pitch * len(rows)), pitch, lines)
+    names = min(max(svg.text_width(row.name) for row in rows), 0.3 * width)
+    notes = min(max(svg.text_width(row.note) for row in rows), 0.28 * width)
+    return _Layout(Frame(names + 14, 6, width - notes - 22, 6 + 30 * len(rows)), 30, 0)
 
 
 def _row(row: Row, layout: _Layout, index: int, scale: Scale, bars: bool) -> Markup:
@@ -130,15 +132,18 @@ def _row(row: Row, layout: _Layout, index: int, scale: Scale, bars: bool) -> Mar
 
 def _names(row: Row, layout: _Layout, index: int) -> list[Markup]:
     frame, y = layout.frame, layout.middle(index)
-    if not layout.stacked:
-        shown = text.middle_cut(row.name, svg.characters(frame.left - 12))
+    if not layout.lines:
+        shown = text.short(row.name, svg.characters(frame.left - 12))
         return [
             svg.label(shown, frame.left - 10, y, anchor="end", tone="name"),
             svg.label(row.note, frame.right + 18, y, tone="note"),
         ]
-    above = y - 18
-    room = frame.right - frame.left - svg.text_width(row.note) - 10
+    if layout.lines == 1:
+        return [
+            svg.label(row.name, frame.left, y - 17, tone="name halo"),
+            svg.label(row.note, frame.right, y - 17, anchor="end", tone="note halo"),
+        ]
     return [
-        svg.label(text.middle_cut(row.name, svg.characters(room)), frame.left, above, tone="name halo"),
-        svg.label(row.note, frame.right, above, anchor="end", tone="note halo"),
+        svg.label(text.short(row.name, svg.characters(frame.right - frame.left)), frame.left, y - 33, tone="name halo"),
+        svg.label(row.note, frame.left, y - 17, tone="note halo"),
     ]

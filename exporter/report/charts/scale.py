@@ -12,6 +12,8 @@ from dataclasses import dataclass
 LOG_FROM = 20.0
 """Values whose largest is this many times the smallest are drawn on a logarithmic axis."""
 
+_HUGE = 1e60
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -50,6 +52,8 @@ class Scale:
             return f"{tick:g}"
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1.0
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        if decimals > 5 or max(map(abs, self.ticks)) >= 1e6:
+            return f"{tick:.4g}".replace("-", "−")
         return f"{tick:,.{decimals}f}".replace("-", "−")
 
 
@@ -72,10 +76,11 @@ def linear(
         limits: Values that the axis does not pass where the data do not, for example 0 and 1 for fractions.
         wanted: About how many ticks.
     """
-    known = [*values, *([0.0] if zero else [])]
+    known = [*map(_tame, values), *([0.0] if zero else [])]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
-        room = abs(low) * 0.1 or 1.0
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * largest or largest == 0:
+        room = 0.1 * largest or 1.0
         low, high = low - room, high + room
     step = _nice((high - low) / max(wanted - 1, 1))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -83,13 +88,13 @@ def linear(
         first = max(first, min(math.ceil(limits[0] / step - 1e-9), math.floor(low / step)))
         last = min(last, max(math.floor(limits[1] / step + 1e-9), math.ceil(high / step)))
         last = max(last, first + 1)
-    ticks = tuple(round(index * step, 12) for index in range(first, last + 1))
+    ticks = tuple(float(f"{index * step:.12g}") for index in range(first, last + 1))
     return Scale(ticks[0], ticks[-1], start, end, ticks)
 
 
 def logarithmic(values: Iterable[float], start: float, end: float, *, wanted: int = 6) -> Scale:
     """A logarithmic axis that holds all values; they are positive, and there is at least one."""
-    known = list(values)
+    known = [_tame(value) or 1.0 / _HUGE for value in values]
     low, high = min(known), max(known)
     steps = (1.0, 2.0, 5.0) if math.log10(high / low) < wanted / 2 else (1.0,)
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
@@ -107,6 +112,11 @@ def fitting(values: Iterable[float], start: float, end: float, *, zero: bool, wa
     if known and min(known) > 0 and max(known) >= LOG_FROM * min(known):
         return logarithmic(known, start, end, wanted=wanted)
     return linear(known, start, end, zero=zero, wanted=wanted)
+
+
+def _tame(value: float) -> float:
+    """The value, within bounds that nothing measured passes: arithmetic near the ends of float64 gives no ticks."""
+    return 0.0 if abs(value) < 1 / _HUGE else min(max(value, -_HUGE), _HUGE)
 
 
 def _nice(step: float) -> float:

@@ -42,7 +42,7 @@ def trade_off_chart(ident: str, found: TradeOff, width: float) -> Markup | None:
     y = _quality_axis(found.points, frame)
     largest = max((point.size or 0.0 for point in found.points), default=0.0)
     discs = [Disc(x(point.latency_ms), y(100 * point.quality), _radius(point, largest)) for point in found.points]
-    names = [str(index + 1) if narrow else text.middle_cut(point.label, 34) for index, point in enumerate(found.points)]
+    names = [str(index + 1) if narrow else text.short(point.label, 34) for index, point in enumerate(found.points)]
     places = place(
         discs, [svg.text_width(name) + 4 for name in names], Box(frame.left, frame.top, frame.right, frame.bottom)
     )
@@ -69,9 +69,9 @@ def summary(found: TradeOff) -> str:
     fastest = min(found.points, key=lambda point: point.latency_ms)
     best = max(found.points, key=lambda point: point.quality)
     return (
-        f"{text.plural(len(found.points), 'runtime')}. The fastest is {fastest.label} with "
+        f"{text.plural(len(found.points), 'runtime')}. The fastest is {text.short(fastest.label)} with "
         f"{text.milliseconds(fastest.latency_ms)} and {text.percent(fastest.quality)}; the highest is "
-        f"{best.label} with {text.percent(best.quality)} and {text.milliseconds(best.latency_ms)}."
+        f"{text.short(best.label)} with {text.percent(best.quality)} and {text.milliseconds(best.latency_ms)}."
     )
 
 
@@ -128,5 +128,5 @@ def _key(points: Sequence[Point], frame: Frame) -> list[Markup]:
         y = top + index * _KEY_PITCH
         parts.append(svg.label(str(index + 1), 18, y, anchor="end", tone="name"))
         parts.append(svg.tag("circle", cx=30, cy=y, r=5, class_=f"bubble tone-{point.precision}"))
-        parts.append(svg.label(text.middle_cut(point.label, room), 44, y, tone="name", full=point.label))
+        parts.append(svg.label(text.short(point.label, room), 44, y, tone="name", full=point.label))
     return parts
