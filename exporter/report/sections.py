@@ -98,9 +98,9 @@ def _drift(report: Report) -> Section:
         blocks += picture(f"chart-drift-{index}", title, chart, _DRIFT_KEY, folded=place >= _SHOWN)
         if text.rows_of(document, "layers"):
             blocks.append(tables.drift_table(f"table-drift-{index}", document))
-    lead = (
-        "The error of each layer's output, from the first to the last: where it falls below the bound, the fault lies."
-    )
+    probed = dict.fromkeys(str(document["probed"]) for _, document in found if document.get("probed"))
+    lead = "The error of each layer's output along the depth: where it first falls below the bound, the fault lies."
+    lead = " ".join((lead, *probed))
     return Section("drift", "Where the error comes from", lead, tuple(blocks))
 
 
@@ -202,7 +202,7 @@ def _layers(report: Report) -> Section:
 
 def _tolerances(report: Report) -> Section:
     table = tables.tolerance_table(text.rows_of(report.parity))
-    lead = "What was allowed, and why. The bounds were fixed before anything was measured."
+    lead = "How much each runtime may differ from its signal, and why."
     return Section("tolerances", "Tolerances", lead, (table,) if table.rows else ())
 
 

@@ -24,7 +24,7 @@ def parity_table(rows: Sequence[dict[str, Any]]) -> Table:
             _verdict(row),
             number_cell(row.get("sqnr_db"), text.decibels, _bound(row, "min_sqnr_db", text.decibels)),
             number_cell(row.get("decision_sqnr_db"), text.decibels, _bound(row, "min_decision_db", text.decibels)),
-            number_cell(row.get("max_ulp"), text.significant, _bound(row, "max_ulp", text.significant, "at most")),
+            number_cell(row.get("max_ulp"), text.significant, _bound(row, "max_ulp", text.exact, "at most")),
             number_cell(row.get("top1_agreement"), text.percent, _interval(row.get("top1_ci95"))),
             number_cell(row.get("n"), text.count),
         )
@@ -43,7 +43,7 @@ def tolerance_table(rows: Sequence[dict[str, Any]]) -> Table:
         key = (
             text.decibels(bounds.get("min_sqnr_db")),
             text.decibels(bounds.get("min_decision_db")),
-            text.significant(bounds.get("max_ulp"), 4),
+            text.exact(bounds.get("max_ulp")),
             text.percent(bounds.get("min_top1")),
             text.plain(bounds.get("reason")),
         )
@@ -55,7 +55,9 @@ def tolerance_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = _columns(
         "Runtimes", "#SQNR at least", "#Decision SQNR at least", "#ULP at most", "#Agreement at least", "Reason"
     )
-    return Table("table-tolerances", "Bounds and their reasons", columns, cells)
+    used = [index for index in range(len(columns)) if any(row[index].shown != text.MISSING for row in cells)]
+    kept = tuple(tuple(row[index] for index in used) for row in cells)
+    return Table("table-tolerances", "Bounds and their reasons", tuple(columns[index] for index in used), kept)
 
 
 def drift_table(ident: str, document: dict[str, Any]) -> Table:

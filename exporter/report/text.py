@@ -34,6 +34,12 @@ def significant(value: object, digits: int = 3) -> str:
     return f"{rounded:,.{max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)}f}".replace("-", "−")
 
 
+def exact(value: object) -> str:
+    """All of a number up to six digits: ``524,288``."""
+    known = number(value)
+    return MISSING if known is None else f"{known:,.6g}".replace("-", "−")
+
+
 def milliseconds(value: object) -> str:
     """``1.27 ms``."""
     return _with_unit(significant(value), "ms")

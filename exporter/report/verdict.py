@@ -121,10 +121,12 @@ def _failure(found: list[Outcome], bad: list[Outcome]) -> str:
         return f"Do not use these models yet: {gates[0].finding}."
     total = len({outcome.name for outcome in found if outcome.name != "gate"})
     failed = {outcome.name for outcome in bad if outcome.status == "failed"}
-    runtimes = f"{len(names)} of {text.plural(total, 'runtime')}"
+    which = text.listing([text.short(name) for name in names])
     if not failed:
-        return f"Not proven: {runtimes} could not be run ({text.listing([text.short(name) for name in names])})."
-    return f"Do not use {runtimes}: {text.listing([text.short(name) for name in names])}."
+        return f"Not proven: {len(names)} of {text.plural(total, 'runtime')} could not be run ({which})."
+    if len(names) == total:
+        return f"Do not use {'this runtime' if total == 1 else f'any of the {total} runtimes'}: {which}."
+    return f"Do not use {len(names)} of {text.plural(total, 'runtime')}: {which}."
 
 
 def _success(parity: Document, judged: list[Outcome]) -> str:

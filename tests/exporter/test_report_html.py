@@ -194,3 +194,8 @@ def test_a_network_of_a_thousand_layers_and_classes_stays_a_page() -> None:
     many["results"][0]["per_class"] = [{"class": each, "n": 50, "top1": 0.5} for each in range(1000)]
     page = render_html(Report(parity={**parity(1), "drift": [drift_of(0, layers=1500)]}, evaluate=many))
     assert len(page) < 3_000_000
+
+
+def test_how_the_layers_were_looked_at_is_said_once() -> None:
+    text = " ".join(Page(render_html(samples.full())).texts)
+    assert text.count(drift_of(0)["probed"]) == 1

@@ -42,6 +42,11 @@ def test_a_runtime_that_could_not_be_run_is_not_proven() -> None:
     assert verdict.headline.startswith("Not proven: 1 of 3")
 
 
+def test_where_every_runtime_failed_none_may_be_used() -> None:
+    assert "any of the 2 runtimes" in Report(parity=parity(2, failing=(0, 1))).verdict.headline
+    assert "this runtime" in Report(parity=parity(1, failing=(0,))).verdict.headline
+
+
 @pytest.mark.parametrize("passed", [None, "true", 1, 0.0])
 def test_only_true_passes(passed: object) -> None:
     document = parity(1)

@@ -63,7 +63,7 @@ def _stage(stage: Mapping[str, Any], x: float, y: float, box: float) -> Markup:
     lines = textwrap.wrap(note, room, max_lines=2, placeholder="…") if note else []
     parts = [
         svg.tag("rect", x=x, y=y, width=box, height=_HEIGHT, rx=8, class_=f"stage{tone}"),
-        svg.label(text.middle_cut(name, room - 3), x + 14, y + 20, tone="stage-name"),
+        svg.label(text.middle_cut(name, room - 5), x + 14, y + 20, tone="stage-name"),
         svg.label(sqnr or ("reference" if passed is None else text.MISSING), x + 14, y + 42, tone="stage-value"),
         *(svg.label(part, x + 14, y + 63 + 15 * row, tone="note") for row, part in enumerate(lines)),
         _sign(passed, x + box - 18, y + 20),
