@@ -1,8 +1,9 @@
-"""From the documents of the proof commands to a page, a text for a pull request, and a file for CI."""
+"""From the documents of the proof commands to a page, a text for a pull request, and a file for CI.
 
-from exporter.report.html import render_html
-from exporter.report.junit import render_junit
-from exporter.report.markdown import render_markdown
-from exporter.report.model import Report
+::
 
-__all__ = ["Report", "render_html", "render_junit", "render_markdown"]
+    report = Report(parity=parity, bench=bench)   # exporter.report.model
+    render_html(report)                           # exporter.report.html
+    render_markdown(report)                       # exporter.report.markdown
+    render_junit(report)                          # exporter.report.junit
+"""

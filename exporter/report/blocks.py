@@ -9,7 +9,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from exporter.report import text
-from exporter.report.charts import NARROW, WIDE
+from exporter.report.charts.frame import NARROW, WIDE
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from exporter.report import text
-from exporter.report.charts import Row, rows_chart
+from exporter.report.charts.rows import Row, rows_chart
 from exporter.report.charts.scale import Scale, fitting, linear
 from exporter.report.points import PRECISIONS
 from runtimes.statistics import SQNR_CAP_DB

@@ -10,17 +10,8 @@ from markupsafe import Markup
 
 from exporter.report import tables, text
 from exporter.report.blocks import Block, Gallery, Pairs, Section, Text, Thumbnail, picture
-from exporter.report.charts import (
-    confusion,
-    confusion_chart,
-    drift,
-    drift_chart,
-    pipeline_chart,
-    ranges,
-    ranges_chart,
-    trade_off_chart,
-    tradeoff,
-)
+from exporter.report.charts import confusion, drift, ranges, tradeoff
+from exporter.report.charts.pipeline import pipeline_chart
 from exporter.report.measures import accuracy_rows, agreement_rows, latency_rows, sqnr_rows
 from exporter.report.model import Report
 from exporter.report.points import PRECISIONS, precisions
@@ -54,7 +45,10 @@ def _trade_off(report: Report) -> Section:
     key = _precision_key({point.precision for point in found.points})
     blocks: list[Block] = [
         *picture(
-            "chart-trade-off", tradeoff.summary(found), lambda ident, width: trade_off_chart(ident, found, width), key
+            "chart-trade-off",
+            tradeoff.summary(found),
+            lambda ident, width: tradeoff.trade_off_chart(ident, found, width),
+            key,
         )
     ]
     if blocks and found.left_out:
@@ -94,7 +88,7 @@ def _drift(report: Report) -> Section:
     found = sorted(enumerate(text.rows_of(report.parity, "drift")), key=lambda item: drift.first_name(item[1]) is None)
     for place, (index, document) in enumerate(found):
         title = f"{text.short(text.label_of(document))}: {drift.summary(document)}"
-        chart = _drawer(drift_chart, document)
+        chart = _drawer(drift.drift_chart, document)
         blocks += picture(f"chart-drift-{index}", title, chart, _DRIFT_KEY, folded=place >= _SHOWN)
         if text.rows_of(document, "layers"):
             blocks.append(tables.drift_table(f"table-drift-{index}", document))
@@ -134,7 +128,7 @@ def _changes(index: int, row: dict[str, Any], *, folded: bool) -> list[Block]:
     pairs, changes = text.rows_of(row, "confusion"), text.rows_of(row, "changes")
     name = text.short(text.label_of(row))
     title = f"{name}: {confusion.summary(pairs)}"
-    chart = _drawer(confusion_chart, pairs)
+    chart = _drawer(confusion.confusion_chart, pairs)
     blocks: list[Block] = [*picture(f"chart-confusion-{index}", title, chart, folded=folded)]
     if pairs:
         blocks.append(tables.confusion_table(f"table-confusion-{index}", pairs))
@@ -191,7 +185,7 @@ def _layers(report: Report) -> Section:
         *picture(
             "chart-layers",
             ranges.summary(report.layers),
-            lambda ident, width: ranges_chart(ident, report.layers, width),
+            lambda ident, width: ranges.ranges_chart(ident, report.layers, width),
         )
     ]
     if report.layers:

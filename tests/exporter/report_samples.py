@@ -8,7 +8,7 @@ import struct
 import zlib
 from typing import Any
 
-from exporter.report import Report
+from exporter.report.model import Report
 from tests.exporter.report_documents import bench, evaluate, parity
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://198.51.100.1/x onerror=alert(2)>.onnx"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from exporter.report import Report, render_html
+from exporter.report.html import render_html
+from exporter.report.model import Report
 from tests.exporter import report_samples as samples
 from tests.exporter.chromium import BINARY, Chromium
 from tests.exporter.report_documents import bench, evaluate, parity

@@ -11,10 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from exporter.report import charts
 from exporter.report.charts import svg
+from exporter.report.charts.confusion import confusion_chart
+from exporter.report.charts.drift import drift_chart
+from exporter.report.charts.frame import NARROW, WIDE
 from exporter.report.charts.labels import Box, Disc, place
+from exporter.report.charts.pipeline import pipeline_chart
+from exporter.report.charts.ranges import ranges_chart
 from exporter.report.charts.scale import fitting, linear, logarithmic
+from exporter.report.charts.tradeoff import trade_off_chart
 from exporter.report.measures import latency_rows, sqnr_rows
 from exporter.report.model import Report
 from tests.exporter import report_samples as samples
@@ -82,20 +87,20 @@ def test_text_is_escaped_and_elements_are_not() -> None:
 
 
 DRAWINGS: dict[str, Callable[[str, float], Markup | None]] = {
-    "pipeline": lambda ident, width: charts.pipeline_chart(ident, samples.stages(), width),
-    "drift": lambda ident, width: charts.drift_chart(ident, drift_of(3, failing=True), width),
-    "one layer": lambda ident, width: charts.drift_chart(ident, drift_of(3, layers=1), width),
-    "layers": lambda ident, width: charts.ranges_chart(ident, samples.layers(), width),
+    "pipeline": lambda ident, width: pipeline_chart(ident, samples.stages(), width),
+    "drift": lambda ident, width: drift_chart(ident, drift_of(3, failing=True), width),
+    "one layer": lambda ident, width: drift_chart(ident, drift_of(3, layers=1), width),
+    "layers": lambda ident, width: ranges_chart(ident, samples.layers(), width),
     "sqnr": sqnr_rows(parity(12)["results"]),
     "latency": latency_rows(bench(12)["results"], {}),
-    "trade-off": lambda ident, width: charts.trade_off_chart(
+    "trade-off": lambda ident, width: trade_off_chart(
         ident, Report(evaluate=evaluate(12), bench=bench(12)).trade_off, width
     ),
-    "confusion": lambda ident, width: charts.confusion_chart(ident, evaluate(5)["results"][4]["confusion"], width),
+    "confusion": lambda ident, width: confusion_chart(ident, evaluate(5)["results"][4]["confusion"], width),
 }
 
 
-@pytest.mark.parametrize("width", [charts.NARROW, charts.WIDE])
+@pytest.mark.parametrize("width", [NARROW, WIDE])
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_chart_is_well_formed_named_and_within_its_width(name: str, width: int) -> None:
     drawn = DRAWINGS[name]("the-id", width)
@@ -114,37 +119,37 @@ def test_a_chart_is_well_formed_named_and_within_its_width(name: str, width: int
 
 def test_the_first_layer_out_of_its_bound_is_marked_and_named() -> None:
     document = drift_of(3, failing=True)
-    drawn = charts.drift_chart("d", document, charts.WIDE)
+    drawn = drift_chart("d", document, WIDE)
     assert drawn is not None
     assert f"first out of its bound: {document['first']}" in drawn
     assert drawn.count('class="ring"') == 1
     # A document may give the whole row instead of the name.
     row = next(each for each in document["layers"] if not each["passed"])
-    assert charts.drift_chart("d", {**document, "first": row}, charts.WIDE) == drawn
+    assert drift_chart("d", {**document, "first": row}, WIDE) == drawn
 
 
 def test_identical_and_missing_layers_do_not_stretch_the_axis() -> None:
     document = drift_of(0)
     document["layers"][0]["sqnr_db"] = 300.0
     document["layers"][1]["sqnr_db"] = None
-    drawn = charts.drift_chart("d", document, charts.WIDE)
+    drawn = drift_chart("d", document, WIDE)
     assert drawn is not None
     assert ">300<" not in drawn
     assert "53 layers" in drawn
 
 
-@pytest.mark.parametrize("width", [charts.NARROW, charts.WIDE])
+@pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_to_draw_draws_nothing(width: int) -> None:
-    assert charts.pipeline_chart("a", (), width) is None
-    assert charts.drift_chart("a", {"layers": []}, width) is None
-    assert charts.ranges_chart("a", ({"layer": "x", "low": None, "high": float("nan")},), width) is None
-    assert charts.trade_off_chart("a", Report().trade_off, width) is None
-    assert charts.confusion_chart("a", [], width) is None
+    assert pipeline_chart("a", (), width) is None
+    assert drift_chart("a", {"layers": []}, width) is None
+    assert ranges_chart("a", ({"layer": "x", "low": None, "high": float("nan")},), width) is None
+    assert trade_off_chart("a", Report().trade_off, width) is None
+    assert confusion_chart("a", [], width) is None
     assert sqnr_rows([{"label": "x", "sqnr_db": None}])("a", width) is None
     assert latency_rows([{"label": "x", "p50_ms": 0}], {})("a", width) is None
 
 
 def test_a_confusion_of_many_classes_is_left_to_the_table() -> None:
     rows = [{"from": str(each), "to": str(each + 1), "count": 1} for each in range(12)]
-    assert charts.confusion_chart("a", rows, charts.WIDE) is None
-    assert charts.confusion_chart("a", rows[:11], charts.WIDE) is not None
+    assert confusion_chart("a", rows, WIDE) is None
+    assert confusion_chart("a", rows[:11], WIDE) is not None

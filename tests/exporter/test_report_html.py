@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from exporter.report import Report, render_html
+from exporter.report.html import render_html
+from exporter.report.model import Report
 from tests.exporter import report_samples as samples
 from tests.exporter.report_documents import bench, drift_of, evaluate, parity
 

@@ -6,7 +6,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from exporter.report import Report, render_junit
+from exporter.report.junit import render_junit
+from exporter.report.model import Report
 from tests.exporter import report_samples as samples
 from tests.exporter.report_documents import bench, evaluate, parity
 

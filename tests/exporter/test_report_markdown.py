@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from exporter.report import Report, render_markdown
+from exporter.report.markdown import render_markdown
+from exporter.report.model import Report
 from tests.exporter import report_samples as samples
 from tests.exporter.report_documents import bench, evaluate, parity
 
