@@ -14,8 +14,8 @@ from exporter.report.model import Report
 from exporter.report.points import TradeOff
 
 _SIGNS: Final = {"passed": "✅", "failed": "❌", "unproven": "➖"}
-_ACTIVE: Final = re.compile(r"([\\`*_\[\]|~#@:])")
-"""Characters that Markdown, or what a code forge makes of it (mentions, references, emoji), would act on."""
+_ACTIVE: Final = re.compile(r"([\\`*_\[\]|~#@]|:(?=//|\w+:))")
+"""What Markdown, or what a code forge makes of it (mentions, references, emoji, bare addresses), would act on."""
 
 
 def render_markdown(report: Report) -> str:

@@ -47,7 +47,7 @@ def test_names_are_inert() -> None:
     text = render_markdown(Report(parity=document))
     assert "<img" not in text
     assert "\n## head" not in text
-    assert "\\@team \\#12 \\:tada\\: \\`x\\` \\[a\\](http\\://198.51.100.1) &lt;img src=x&gt;" in text
+    assert "\\@team \\#12 \\:tada: \\`x\\` \\[a\\](http\\://198.51.100.1) &lt;img src=x&gt;" in text
 
 
 def test_latencies_are_those_of_one_batch() -> None:

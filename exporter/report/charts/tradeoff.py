@@ -14,7 +14,7 @@ from exporter.report.charts.labels import Box, Disc, Placed, place
 from exporter.report.charts.scale import Scale, fitting, linear
 from exporter.report.points import Point, TradeOff
 
-_SMALLEST, _LARGEST = 6.0, 20.0
+_SMALLEST, _LARGEST, _LARGEST_NARROW = 5.0, 20.0, 12.0
 _KEY_PITCH = 20.0
 
 
@@ -41,7 +41,14 @@ def trade_off_chart(ident: str, found: TradeOff, width: float) -> Markup | None:
     )
     y = _quality_axis(found.points, frame)
     largest = max((point.size or 0.0 for point in found.points), default=0.0)
-    discs = [Disc(x(point.latency_ms), y(100 * point.quality), _radius(point, largest)) for point in found.points]
+    discs = [
+        Disc(
+            x(point.latency_ms),
+            y(100 * point.quality),
+            _radius(point, largest, _LARGEST_NARROW if narrow else _LARGEST),
+        )
+        for point in found.points
+    ]
     names = [str(index + 1) if narrow else text.short(point.label, 34) for index, point in enumerate(found.points)]
     places = place(
         discs, [svg.text_width(name) + 4 for name in names], Box(frame.left, frame.top, frame.right, frame.bottom)
@@ -80,11 +87,11 @@ def _quality_axis(points: Sequence[Point], frame: Frame) -> Scale:
     return linear(ends, frame.bottom - 22, frame.top + 22, limits=(0.0, 100.0))
 
 
-def _radius(point: Point, largest: float) -> float:
+def _radius(point: Point, largest: float, most: float) -> float:
     """The area is in proportion to the bytes."""
     if point.size is None or largest <= 0:
         return _SMALLEST
-    return max(_LARGEST * math.sqrt(point.size / largest), _SMALLEST)
+    return max(most * math.sqrt(point.size / largest), _SMALLEST)
 
 
 def _interval(point: Point, disc: Disc, y: Scale) -> Markup:
