@@ -20,6 +20,7 @@ class EagerRuntime(ModuleRuntime):
         dtype: What weights and activations are rounded to; another one than float32 is given to a copy.
         tf32: Whether FP32 products on a CUDA device may round their inputs to TF32.
         threads: Threads that one operator may use on the CPU; ``None`` leaves it to PyTorch.
+        place: Whether a copy of the module is put on the device; without it, it has to lie there.
     """
 
     def __init__(
@@ -30,8 +31,9 @@ class EagerRuntime(ModuleRuntime):
         dtype: Dtype = "float32",
         tf32: bool = False,
         threads: int | None = None,
+        place: bool = False,
     ) -> None:
-        super().__init__(module, name, device, dtype, tf32, threads)
+        super().__init__(module, name, device, dtype, tf32, threads, place=place)
 
     def _prepare(self, module: torch.nn.Module) -> Forward:
         return module

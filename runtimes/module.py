@@ -46,6 +46,7 @@ class ModuleRuntime(Runtime):
         tf32: Whether FP32 products on a CUDA device may round their inputs to TF32.
         threads: Threads that one operator may use on the CPU; ``None`` leaves it to PyTorch.
         channels_last: Whether weights and images are laid out with the channels innermost.
+        place: Whether a copy of the module is put on the device; without it, it has to lie there.
 
     Raises:
         InputError: An unknown dtype, or ``threads`` below 1.
@@ -60,6 +61,7 @@ class ModuleRuntime(Runtime):
         tf32: bool,
         threads: int | None,
         channels_last: bool = False,
+        place: bool = False,
     ) -> None:
         super().__init__(name)
         if dtype not in DTYPES:
@@ -72,6 +74,7 @@ class ModuleRuntime(Runtime):
         self._tf32 = tf32
         self._threads = threads
         self._channels_last = channels_last
+        self._place = place
         self._forward: Forward | None = None
 
     @abstractmethod
@@ -93,7 +96,8 @@ class ModuleRuntime(Runtime):
             raise missing_package("torch") from error
         self._refuse_training()
         device = self._usable_device()
-        self._refuse_other_device(device)
+        if not self._place:
+            self._refuse_other_device(device)
         with numerics(self._tf32, self._threads):
             self._forward = self._prepare(self._in_shape())
             used = {
@@ -142,13 +146,17 @@ class ModuleRuntime(Runtime):
         return torch.channels_last if self._channels_last else torch.preserve_format
 
     def _in_shape(self) -> torch.nn.Module:
-        """The module itself, or a copy where dtype or layout are not its own."""
+        """The module itself, or a copy where device, dtype or layout are not its own."""
         import torch
 
-        if self._dtype == "float32" and not self._channels_last:
+        at_home = not self._place or torch.device(self._device).type == "cpu"
+        if at_home and self._dtype == "float32" and not self._channels_last:
             return self._module
         dtype: torch.dtype = getattr(torch, self._dtype)
-        return copy.deepcopy(self._module).to(dtype).to(memory_format=self._layout())
+        try:
+            return copy.deepcopy(self._module).to(self._device, dtype).to(memory_format=self._layout())
+        except Exception as error:
+            raise self._translate(error, "to be copied") from error
 
     def _refuse_training(self) -> None:
         for path, module in self._module.named_modules():

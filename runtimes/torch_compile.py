@@ -41,6 +41,7 @@ class TorchCompileRuntime(ModuleRuntime):
         channels_last: Whether weights and images are laid out with the channels innermost.
         tf32: Whether FP32 products on a CUDA device may round their inputs to TF32.
         threads: Threads that one operator may use on the CPU; ``None`` leaves it to PyTorch.
+        place: Whether a copy of the module is put on the device; without it, it has to lie there.
 
     Raises:
         InputError: An unknown mode or dtype, or ``threads`` below 1.
@@ -59,8 +60,9 @@ class TorchCompileRuntime(ModuleRuntime):
         channels_last: bool = False,
         tf32: bool = False,
         threads: int | None = None,
+        place: bool = False,
     ) -> None:
-        super().__init__(module, name, device, dtype, tf32, threads, channels_last)
+        super().__init__(module, name, device, dtype, tf32, threads, channels_last, place)
         if mode not in MODES:
             raise InputError(f"{name}: received mode '{mode}', expected one of {', '.join(MODES)}")
         self._mode = mode
