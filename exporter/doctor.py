@@ -10,13 +10,14 @@ import importlib
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from runtimes.errors import first_line
+from runtimes.ort import INSTALL as INSTALL_PROVIDER
 from runtimes.tensorrt.device import DeviceSearch, JetPack, find_devices, jetpack
 from runtimes.tensorrt.flavour import INSTALL, Flavour, Survey, survey
 from runtimes.tensorrt.generations import PACKAGES
@@ -32,6 +33,8 @@ _FEATURES: Final = {
     "arm_int8_matmul": ("i8mm",),
 }
 _ARM: Final = ("aarch64", "arm64")
+#: Runtimes that are providers of ONNX Runtime.
+_PROVIDERS: Final = {"ort-cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProvider"}
 _ANEW: Final = "pip install --force-reinstall resnet-export"  # its dependencies come with it
 
 
@@ -201,7 +204,7 @@ def framework_rows(
             compiles if has_torch else "torch is not installed",
             _ANEW if not has_torch else None if compiler else "install a C++ compiler, such as g++",
         ),
-        _onnxruntime(ort, load),
+        *_onnxruntime(ort, load),
         RuntimeRow(
             "openvino", has_openvino, openvino, has_openvino,
             "Intel and ARM processors; not loaded for this look" if has_openvino else "openvino is not installed",
@@ -250,11 +253,22 @@ def _working_row(item: Flavour, search: DeviceSearch) -> RuntimeRow:
     return RuntimeRow(item.name, True, item.version, builds or runs, detail, advice)
 
 
-def _onnxruntime(version: str | None, load: Callable[[str], Any]) -> RuntimeRow:
+def _onnxruntime(version: str | None, load: Callable[[str], Any]) -> tuple[RuntimeRow, ...]:
+    """The row of the package, and one for each of its providers for NVIDIA GPUs."""
+    providers: list[str] = []
     if version is None:
-        return RuntimeRow("onnxruntime", False, None, False, "onnxruntime is not installed", _ANEW)
-    try:
-        providers = load("onnxruntime").get_available_providers()
-    except Exception as error:  # noqa: BLE001  (an import runs foreign code, and two installed side by side break it)
-        return RuntimeRow("onnxruntime", True, version, False, f"cannot be loaded: {first_line(error)}", _ANEW)
-    return RuntimeRow("onnxruntime", True, version, True, ", ".join(providers), None)
+        row = RuntimeRow("onnxruntime", False, None, False, "onnxruntime is not installed", _ANEW)
+    else:
+        try:
+            providers = load("onnxruntime").get_available_providers()
+            row = RuntimeRow("onnxruntime", True, version, True, ", ".join(providers), None)
+        except Exception as error:  # noqa: BLE001  (an import runs foreign code, and two side by side break it)
+            row = RuntimeRow("onnxruntime", True, version, False, f"cannot be loaded: {first_line(error)}", _ANEW)
+    return (row, *(_provider_row(name, provider, version, providers) for name, provider in _PROVIDERS.items()))
+
+
+def _provider_row(name: str, provider: str, version: str | None, present: Sequence[str]) -> RuntimeRow:
+    if provider in present:
+        return RuntimeRow(name, True, version, True, f"{provider}; running it needs an NVIDIA GPU", None)
+    detail = f"this onnxruntime has no {provider}" if present else "no onnxruntime that can be loaded"
+    return RuntimeRow(name, False, None, False, detail, INSTALL_PROVIDER[provider])

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from calibration.collect import batch_size
 from calibration.graph import Network, input_size
 from calibration.images import BadFile, batches
 from calibration.listing import ImageFile
 from calibration.preprocess import Preprocessing
+from runtimes.batching import run_padded
 from runtimes.ort import OrtRuntime
 from runtimes.statistics import Accumulator
 
@@ -85,8 +85,7 @@ def measure(
         size = _batch(network, files, contract)
         for tensor, taken in batches(files, contract, size, max_bad=max_bad, on_bad=on_bad):
             used.extend(taken)
-            padded = _filled(network, tensor)
-            logits = [runtime.run(padded)[: len(tensor)] for runtime in (exact, rough)]
+            logits = [run_padded(runtime, tensor) for runtime in (exact, rough)]
             statistics.update(*logits)
             labels = np.array([-1 if file.label is None else file.label for file in taken])
             labelled += int((labels >= 0).sum())
@@ -112,14 +111,6 @@ def _batch(network: Network, files: Sequence[ImageFile], contract: Preprocessing
         first, _ = next(iter(batches(files, contract, 1, max_bad=1.0)))
         height, width = first.shape[2:]
     return batch_size(network, height, width)
-
-
-def _filled(network: Network, tensor: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A last batch of a model with a fixed batch, filled up with its own first image."""
-    fixed = input_size(network)[0]
-    if fixed is None or len(tensor) == fixed:
-        return tensor
-    return np.concatenate([tensor, np.repeat(tensor[:1], fixed - len(tensor), axis=0)])
 
 
 def _are_classes(files: Sequence[ImageFile], classes: int) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.images import BadFile, batches, find_images, sample
-from calibration.preprocess import PRESETS
+from exporter import contracts
 from exporter.graph.capture import InputShape
 from exporter.models.source import LoadedModel
 from runtimes.errors import DataError, InputError
@@ -36,15 +36,8 @@ def with_preprocessing(loaded: LoadedModel, preset: str | None, fields: dict[str
     """
     contract = loaded.preprocessing
     if preset is not None:
-        contract = PRESETS[preset].for_input(loaded.in_channels, *loaded.size)
-    if fields.get("resize") is not None and contract.crop == "none":
-        contract = replace(contract, crop="center", resize=fields["resize"])
-    contract = contract.with_overrides(**{name: _per_channel(name, value, loaded) for name, value in fields.items()})
-    return replace(loaded, preprocessing=contract)
-
-
-def _per_channel(name: str, value: Any, loaded: LoadedModel) -> Any:
-    return value * loaded.in_channels if name in {"mean", "std"} and value is not None and len(value) == 1 else value
+        contract = contracts.preset(preset, loaded.in_channels, *loaded.size)
+    return replace(loaded, preprocessing=contracts.overridden(contract, loaded.in_channels, fields))
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

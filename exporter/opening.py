@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from calibration.preprocess import Preprocessing
 from exporter.quantisation_inputs import stored_contract
@@ -40,6 +40,8 @@ class Opening:
         sha256: Of an ONNX file with its external weights, of an engine, of a checkpoint, or of a module's tensors.
         size: Bytes on the disk, external weights included; ``None`` for a network that is no file.
         precision: What the runtime computes in; ``None`` for an engine that came without its document.
+        onnx: The ONNX file that runs, or that an engine is made from; ``None`` where there is none, or none is known.
+        target: What a quantised file was made for, as ``quantize --target`` has it; ``None`` where nothing says so.
         notes: Assumptions that the user should see, one sentence each.
     """
 
@@ -50,6 +52,8 @@ class Opening:
     sha256: str
     size: int | None
     precision: Precision | None
+    onnx: Path | None = None
+    target: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -143,37 +147,64 @@ def _of_module(spec: RuntimeSpec) -> Opening:
 
 
 def _of_onnx(spec: RuntimeSpec) -> Opening:
-    from exporter.graph.metadata import read_metadata
-    from runtimes.precision import carried
-    from runtimes.reading import external_files, read_model
+    from runtimes.reading import external_files
 
-    model, digest = read_model(spec.path, "make one with resnet-export onnx")
-    try:
-        metadata = read_metadata(model)
-    except json.JSONDecodeError as error:
-        raise GraphError(f"{spec.file} has damaged metadata ({error}): export the model again") from error
+    read = _read(spec.path)
     return Opening(
         spec=spec,
         runtime=open_runtime(spec),
-        preprocessing=stored_contract(metadata),
-        labels=_labels(metadata),
-        sha256=digest,
+        preprocessing=stored_contract(read.metadata),
+        labels=_labels(read.metadata),
+        sha256=read.sha256,
         size=sum(path.stat().st_size for path in (spec.path, *external_files(spec.path))),
-        precision=computed(carried(model), spec.options),
+        precision=computed(read.precision, spec.options),
+        onnx=spec.path,
+        target=_target(read.metadata),
     )
 
 
 def _of_engine(spec: RuntimeSpec) -> Opening:
-    document = sidecar(spec.path)
+    """An engine says nothing of itself: the document beside it does, and the ONNX file that the spec may name."""
+    source = Path(str(spec.options["model"])) if "model" in spec.options else None
+    read = _read(source) if source else None
+    told = {**(read.metadata if read else {}), **sidecar(spec.path)}
     return Opening(
         spec=spec,
         runtime=open_runtime(spec),
-        preprocessing=stored_contract(document),
-        labels=_labels(document),
+        preprocessing=stored_contract(told),
+        labels=_labels(told),
         sha256=_file_sha256(spec.path),
         size=spec.path.stat().st_size,
-        precision=precision_of(spec.path, spec.kind),
+        precision=precision_of(spec.path, spec.kind) or (read.precision if read else None),
+        onnx=source,
+        target=_target(told),
     )
+
+
+class _Read(NamedTuple):
+    """What an ONNX file says."""
+
+    metadata: Mapping[str, Any]
+    sha256: str
+    precision: Precision
+
+
+def _read(path: Path) -> _Read:
+    from exporter.graph.metadata import read_metadata
+    from runtimes.precision import carried
+    from runtimes.reading import read_model
+
+    model, digest = read_model(path, "make one with resnet-export onnx")
+    try:
+        return _Read(read_metadata(model), digest, carried(model))
+    except json.JSONDecodeError as error:
+        raise GraphError(f"{path} has damaged metadata ({error}): export the model again") from error
+
+
+def _target(metadata: Mapping[str, Any]) -> str | None:
+    told = metadata.get("quantisation")
+    target = told.get("target") if isinstance(told, Mapping) else None
+    return target if isinstance(target, str) else None
 
 
 def _labels(metadata: Mapping[str, Any]) -> tuple[str, ...]:

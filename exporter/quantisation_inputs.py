@@ -1,6 +1,6 @@
 """What calibration and quantisation read: the float model, the preprocessing that it was trained with, the images.
 
-Nothing here needs torch, unless an option changes the preprocessing.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, Final
 from calibration.graph import Network, input_size, read_network
 from calibration.images import ImageFile, find_images, sample
 from calibration.preprocess import PRESETS, Preprocessing
+from exporter.contracts import overridden
+from exporter.contracts import preset as named
 from exporter.graph.metadata import read_metadata
 from runtimes.errors import GraphError, InputError, first_line
 
 # Fields that a contract from nothing needs. The size is the model's; no --resize means none, so no filter either.
 _NEEDED: Final = ("color", "scale", "mean", "std")
-#: Every option of a contract, for callers that hand over what the command line said.
-FIELDS: Final = ("resize", "interpolation", "color", "scale", "mean", "std")
 
 
 def open_model(path: Path) -> tuple[Network, dict[str, Any]]:
@@ -58,11 +58,11 @@ def contract_of(
             contradicts the network's input.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    contract = stored_contract(metadata) if preset is None else _preset(preset, network)
+    contract = stored_contract(metadata) if preset is None else named(preset, *input_size(network)[1:])
     if contract is None:
         contract = _from_nothing(network, given)
     if given:
-        contract = _overridden(network, contract, given)
+        contract = overridden(contract, input_size(network)[1], given)
     _check_fits(network, contract)
     return contract
 
@@ -106,15 +106,6 @@ def choose_images(root: Path, count: int, seed: int) -> list[ImageFile]:
     return sample(find_images(root), count, seed)
 
 
-def _preset(name: str, network: Network) -> Preprocessing:
-    if name not in PRESETS:
-        raise InputError(f"received the preset {name!r}, expected one of {', '.join(PRESETS)}")
-    _, channels, height, width = input_size(network)
-    if height is None or width is None:
-        return PRESETS[name].for_input(channels)
-    return PRESETS[name].for_input(channels, height, width)
-
-
 def _from_nothing(network: Network, given: Mapping[str, Any]) -> Preprocessing:
     needed = (*_NEEDED, "interpolation") if "resize" in given else _NEEDED
     missing = [f"--{name}" for name in needed if name not in given]
@@ -127,19 +118,6 @@ def _from_nothing(network: Network, given: Mapping[str, Any]) -> Preprocessing:
     size = None if height is None or width is None else (height, width)
     # Whichever preset: all that remains of it is that the number of channels is right.
     return replace(PRESETS["imagenet"].for_input(channels), size=size, resize=None, crop="none")
-
-
-def _overridden(network: Network, contract: Preprocessing, given: dict[str, Any]) -> Preprocessing:
-    """By the code of ``resnet-export onnx``, so that an option means the same in both."""
-    from torch import nn
-
-    from exporter.inputs import with_preprocessing
-    from exporter.models.source import LoadedModel
-
-    channels = input_size(network)[1]
-    # That code asks the model for its channels, and for its size only where it starts from a preset.
-    model = LoadedModel(nn.Identity(), "model", "onnx", None, channels, contract.size or (1, 1), contract, "")
-    return with_preprocessing(model, None, given).preprocessing
 
 
 def _check_fits(network: Network, contract: Preprocessing) -> None:

@@ -166,9 +166,7 @@ class Runtime(ABC):
         self._check(binding.input, batch)
         output = self._run(np.ascontiguousarray(batch))
         self._check_output(binding.output, output, rows=len(batch))
-        with np.errstate(over="ignore"):  # a float64 that float32 cannot hold becomes Inf, and Inf never passes
-            # Always a copy: backends reuse their output buffers, and the next run would rewrite this result.
-            return np.array(output, dtype=np.float32, order="C", copy=True)
+        return _own(output)
 
     def _known(self) -> Binding:
         if self._binding is None:
@@ -188,6 +186,14 @@ class Runtime(ABC):
                 f"{self.name}: output '{spec.name}': received {output.dtype} {_shape_text(output.shape)}, "
                 f"expected floats [{rows}, classes]: one row for each image of the batch"
             )
+
+
+def _own(output: Array) -> Floats:
+    """A float32 copy, always: backends reuse their output buffers, and the next run would rewrite this result."""
+    if output.dtype.itemsize <= 4:
+        return output.astype(np.float32, order="C", subok=False)
+    with np.errstate(over="ignore"):  # a float64 that float32 cannot hold becomes Inf, and Inf never passes
+        return output.astype(np.float32, order="C", subok=False)
 
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:

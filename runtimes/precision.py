@@ -62,7 +62,8 @@ def computed(own: Precision | None, options: Mapping[str, Any]) -> Precision | N
         ``own`` unless that is FP32 and something else was asked for: weights that were rounded once stay rounded,
         and INT8 layers stay INT8.
     """
-    asked = _ASKED.get(str(options.get("dtype", options.get("precision", ""))), own)
+    given = options.get("dtype", options.get("precision", own))
+    asked = given if given in PRECISIONS else _ASKED.get(str(given))
     found = asked if own == "fp32" else own
     return "tf32" if found == "fp32" and options.get("tf32") else found
 

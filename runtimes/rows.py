@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
@@ -45,14 +46,26 @@ class Row:
 
 @dataclass(frozen=True)
 class _Made:
-    """Makes a runtime by a class or function that is imported when it is needed: ``module:name``."""
+    """Makes a runtime by a class or function that is imported when it is needed.
+
+    Attributes:
+        target: ``module:name``.
+        given: Arguments that every user gets.
+        hashed: Options that name an ONNX file, and the arguments that take its sha256.
+    """
 
     target: str
     given: Options = field(default_factory=dict)
+    hashed: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, model: Any, options: Options) -> Runtime:
         module, _, name = self.target.partition(":")
-        runtime: Runtime = getattr(import_module(module), name)(model, **self.given, **options)
+        arguments = {**self.given, **options}
+        for option in self.hashed.keys() & options.keys():
+            from runtimes.reading import read_model
+
+            arguments[self.hashed[option]] = read_model(Path(arguments.pop(option)), "give an ONNX file")[1]
+        runtime: Runtime = getattr(import_module(module), name)(model, **arguments)
         return runtime
 
 
@@ -83,8 +96,12 @@ _MODULES: Final[frozenset[Kind]] = frozenset({"checkpoint", "source"})
 _MODULES_TEXT: Final = "checkpoints and names of networks"
 _ONNX: Final[frozenset[Kind]] = frozenset({"onnx"})
 _ONNX_TEXT: Final = "ONNX files"
+_OPTIMIZE: Final = Option("optimize", "bool", "Whether nodes may be fused and rewritten", "true")
 _CUDA_GRAPH: Final = Option("cuda_graph", "bool", "Whether the launches of one batch are recorded and replayed", "true")
 
+_ENGINE_MODEL: Final = Option("model", "text", "ONNX file that the engine has to be made from", "not looked at")
+_SOURCE: Final = {"model": "source_sha256"}
+_NUMBERS: Final = ("fp32", "tf32", "fp16", "int8")
 _FLAVOURS: Final = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")
 
 # The first row that takes a kind of model is the one that runs it where no runtime is named.
@@ -104,7 +121,7 @@ _TABLE: Final = (
     ),
     Row(
         "onnxruntime", "ONNX Runtime on the CPU", _ONNX, _ONNX_TEXT,
-        (_THREADS, Option("optimize", "bool", "Whether nodes may be fused and rewritten", "true")),
+        (_THREADS, _OPTIMIZE),
         _Made("runtimes.ort:OrtRuntime", {"cast_input": True}),
     ),
     Row(
@@ -119,22 +136,26 @@ _TABLE: Final = (
     ),
     Row("int8-sim", "The integer arithmetic of a Q/DQ file, exactly, on any machine", _ONNX, _ONNX_TEXT, (),
         _Made("runtimes.int8_sim:Int8SimRuntime")),
-    Row("ort-cuda", "ONNX Runtime on an NVIDIA GPU", _ONNX, _ONNX_TEXT, (_GPU, _TF32),
-        _Made("runtimes.ort_gpu:ort_cuda", {"name": "ort-cuda"})),
-    Row("ort-tensorrt", "ONNX Runtime with TensorRT", _ONNX, _ONNX_TEXT, (_GPU,),
-        _Made("runtimes.ort_gpu:ort_tensorrt", {"name": "ort-tensorrt"})),
+    Row("ort-cuda", "ONNX Runtime on an NVIDIA GPU", _ONNX, _ONNX_TEXT, (_GPU, _TF32, _OPTIMIZE),
+        _Made("runtimes.ort_gpu:ort_cuda", {"cast_input": True})),
+    Row(
+        "ort-tensorrt", "ONNX Runtime with TensorRT engines that it builds itself", _ONNX, _ONNX_TEXT,
+        (_GPU, Option("precision", "choice", "What the engine computes in", "what the file carries", _NUMBERS)),
+        _Made("runtimes.ort_gpu:ort_tensorrt", {"cast_input": True}),
+    ),
     Row(
         "tensorrt", "A TensorRT engine", frozenset({"tensorrt"}), "TensorRT engines",
         (
             _GPU, _CUDA_GRAPH,
-            Option("flavour", "choice", "Package that runs the engine", "the best that is installed", _FLAVOURS),
+            Option("flavour", "choice", "Package that runs the engine", "the one that built it", _FLAVOURS),
+            _ENGINE_MODEL,
         ),
-        _Made("runtimes.tensorrt.run:TensorRTRuntime"), "tensorrt",
+        _Made("runtimes.tensorrt.run:TensorRTRuntime", {}, _SOURCE), "tensorrt",
     ),
     Row(
         "tensorrt-rtx", "A TensorRT-RTX engine", frozenset({"tensorrt-rtx"}), "TensorRT-RTX engines",
-        (_GPU, _CUDA_GRAPH),
-        _Made("runtimes.tensorrt.run:TensorRTRuntime", {"name": "tensorrt-rtx", "flavour": "tensorrt_rtx"}),
+        (_GPU, _CUDA_GRAPH, _ENGINE_MODEL),
+        _Made("runtimes.tensorrt.run:TensorRTRuntime", {"name": "tensorrt-rtx", "flavour": "tensorrt_rtx"}, _SOURCE),
         "tensorrt-rtx",
     ),
 )  # fmt: skip

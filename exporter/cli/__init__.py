@@ -32,6 +32,7 @@ _COMMANDS = {
     "inspect": ("exporter.cli.inspect", "Show a model's data flow, residual blocks, checks and cost."),
     "quantize": ("exporter.cli.quantize", "Make an INT8 file for one target, and say what it cost."),
     "engine": ("exporter.cli.engine", "Build a TensorRT engine of an ONNX file, for GPUs that are here or not."),
+    "layers": ("exporter.cli.layers", "Show what an engine runs, layer by layer, and why INT8 may be no faster."),
     "doctor": ("exporter.cli.doctor", "Show what this machine can run, and what to install for the rest."),
     "completion": ("exporter.cli.completion", "Print the completion script for a shell."),
 }

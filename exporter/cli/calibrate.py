@@ -88,8 +88,9 @@ class _Done:
 
 
 def _run(given: dict[str, Any], bar: _Bar | None) -> _Done:
+    from exporter.contracts import FIELDS
     from exporter.files import check_output, reserve
-    from exporter.quantisation_inputs import FIELDS, choose_images, contract_of, open_model
+    from exporter.quantisation_inputs import choose_images, contract_of, open_model
 
     begin = time.perf_counter()
     check_output(given["output"], [given["model"], given["data"]])

@@ -17,12 +17,15 @@ Examples:
   resnet-export engine model.onnx -o model.engine
   resnet-export engine model_int8.onnx -o model.engine --max 32 --timing-cache kernels.cache
   resnet-export engine model.onnx -o model.engine --compute-capability 8.6 --compute-capability 8.9
+  resnet-export engine model.onnx --ranges model.ranges.json -o model.engine --dla-core 0 --opt 8
 
 \b
 INT8 is in the file: resnet-export quantize --target tensorrt. So is FP16 where TensorRT takes types from the file
-(11, TensorRT-RTX): resnet-export onnx --precision fp16.
+(11, TensorRT-RTX): resnet-export onnx --precision fp16. TensorRT 10 and before also takes a FP32 file with --ranges;
+their DLA takes no Q/DQ, so a file with Q/DQ becomes a float network and a calibration cache.
 """
 _PRECISIONS = ["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]  # runtimes.tensorrt.precision, which needs onnx
+_SOURCES = {"qdq": "from the file's Q/DQ", "ranges": "from the ranges"}
 _FLAVOURS = ["tensorrt", "tensorrt_rtx"]
 
 
@@ -31,6 +34,8 @@ _FLAVOURS = ["tensorrt", "tensorrt_rtx"]
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT.engine",
               help="The engine; what is known of it goes to OUT.engine.json.")  # fmt: skip
 @click.option("--precision", type=click.Choice(_PRECISIONS), help="Default: what the file carries.")
+@click.option("--ranges", type=click.Path(path_type=Path), metavar="RANGES.json",
+              help="INT8 for a FP32 file: ranges of resnet-export calibrate. TensorRT 10 and before.")  # fmt: skip
 @click.option("--min", "smallest", metavar="N[xHxW]", help="Smallest batch, and image where it is free; default 1.")
 @click.option("--opt", "best", metavar="N[xHxW]", help="The batch that kernels are chosen for; default: --min.")
 @click.option("--max", "largest", metavar="N[xHxW]", help="Largest batch; default 8.")
@@ -39,6 +44,8 @@ _FLAVOURS = ["tensorrt", "tensorrt_rtx"]
 @click.option("--workspace", type=click.IntRange(1, 1 << 20), metavar="MIB", help="Memory that kernels may use.")
 @click.option("--timing-cache", type=click.Path(path_type=Path), metavar="FILE",
               help="Measured kernels of earlier builds; made, and renewed where it is of another GPU.")  # fmt: skip
+@click.option("--calibration-cache", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the scales that --ranges or --dla-core gave, for trtexec --calib.")  # fmt: skip
 @click.option("--version-compatible", is_flag=True, help="Runs on later versions of the same major TensorRT.")
 @click.option("--hardware-compatible", "hardware", type=click.Choice(["ampere+", "same"]),
               help="Runs on all GPUs from Ampere on, or of the same compute capability.")  # fmt: skip
@@ -74,8 +81,8 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     bar = None if given["quiet"] or given["as_json"] else _bar()
     try:
         report = build_engine(
-            given["model"], given["output"], options, name=given["flavour"], timing_cache=given["timing_cache"],
-            listener=bar,
+            given["model"], given["output"], options, name=given["flavour"], ranges=given["ranges"],
+            timing_cache=given["timing_cache"], calibration_cache=given["calibration_cache"], listener=bar,
         )  # fmt: skip
     finally:
         if bar is not None:
@@ -94,11 +101,13 @@ def _show(report: EngineReport) -> None:
     from exporter.cli.console import print_notes, stdout_console
 
     console, built = stdout_console(), report.built
+    calibration = built.calibration
     rows = {
         "engine": f"{report.engine}  {len(built.plan) / 1e6:.1f} MB",
         "built by": f"{report.flavour.name} {report.flavour.version} in {built.seconds:.1f} s",
         "for": _targets(report),
         "precision": built.precision,
+        **({"scales": f"{calibration.tensors} tensors, {_SOURCES[calibration.source]}"} if calibration else {}),
         "shapes": ", ".join(
             f"{name} {'x'.join(map(str, shape))}"
             for name, shape in zip(("min", "opt", "max"), built.profile.shapes, strict=True)

@@ -112,7 +112,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
 
 
 def _fields(given: dict[str, Any]) -> dict[str, Any]:
-    from exporter.quantisation_inputs import FIELDS
+    from exporter.contracts import FIELDS
 
     return {name: given[name] for name in FIELDS}
 

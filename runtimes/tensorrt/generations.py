@@ -47,6 +47,8 @@ class Generation:
             without it INT8 means Q/DQ nodes.
         compute_capabilities: Whether IBuilderConfig takes ``num_compute_capabilities`` and ``set_compute_capability``,
             and so builds for GPUs that this machine does not have.
+        timing_cache: Whether a timing cache keeps what a build measured. TensorRT-RTX measures nothing when it builds:
+            it has the names, and they do nothing.
         runtime_cache: Whether kernels are compiled when the engine runs first, and an IRuntimeCache keeps them;
             without it that time would be paid, and measured, in every process.
         device_memory_size: Attribute of ICudaEngine with the bytes of its activations; the older name is deprecated
@@ -72,6 +74,7 @@ class Generation:
     hardware_compatibility: bool
     int8_calibrator: bool
     compute_capabilities: bool
+    timing_cache: bool
     runtime_cache: bool
     device_memory_size: Literal["device_memory_size", "device_memory_size_v2"]
     inspector_tensors_key: Literal["Bindings", "I/O Tensors"]
@@ -111,6 +114,7 @@ _8_5: Final = Generation(
     hardware_compatibility=False,
     int8_calibrator=True,
     compute_capabilities=False,
+    timing_cache=True,
     runtime_cache=False,
     device_memory_size="device_memory_size",
     inspector_tensors_key="Bindings",
@@ -159,6 +163,7 @@ _RTX_1_0: Final = replace(
     hardware_compatibility=False,
     int8_calibrator=False,
     compute_capabilities=True,
+    timing_cache=False,
     runtime_cache=True,
     cache_major_weight=None,
 )

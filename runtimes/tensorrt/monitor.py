@@ -18,34 +18,42 @@ class Listener:
 
 
 class Monitor:
-    """Phases inside phases, as TensorRT tells of them, as one fraction that never goes back."""
+    """Phases inside phases, as TensorRT tells of them, as one fraction that never goes back.
+
+    TensorRT may call from several threads; the listener hears of one step at a time.
+    """
 
     def __init__(self, listener: Listener, stop: threading.Event) -> None:
         self._listener, self._stop = listener, stop
+        self._lock = threading.Lock()
         self._phases: dict[str, list[Any]] = {}  # name -> parent, steps, done
         self._most = 0.0
 
     def started(self, name: str, parent: str | None, steps: int) -> None:
         """A phase begins."""
-        self._phases[name] = [parent, max(steps, 1), 0]
+        with self._lock:
+            self._phases[name] = [parent, max(steps, 1), 0]
 
     def step(self, name: str, step: int) -> bool:
         """A step of a phase has ended; whether to go on."""
-        if name in self._phases:
-            self._phases[name][2] = step + 1
-            self._most = max(self._most, min(1.0, self._fraction(name)))
-            self._listener.progress(self._most, name)
+        with self._lock:
+            if name in self._phases:
+                self._phases[name][2] = step + 1
+                self._most = max(self._most, min(1.0, self._fraction(name)))
+                self._listener.progress(self._most, name)
         return not self._stop.is_set()
 
     def finished(self, name: str) -> None:
         """A phase has ended."""
-        self._phases.pop(name, None)
+        with self._lock:
+            self._phases.pop(name, None)
 
     def _fraction(self, name: str) -> float:
         """What is done of the whole, where this phase is the current step of those around it."""
         parent, steps, done = self._phases[name]
-        part = done / steps
-        while parent in self._phases:
+        part, seen = done / steps, {name}
+        while parent in self._phases and parent not in seen:  # names are TensorRT's: one may come again inside itself
+            seen.add(parent)
             parent, steps, done = self._phases[parent]
             part = (done + min(part, 1.0)) / steps
         return float(part)

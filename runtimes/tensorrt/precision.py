@@ -59,6 +59,30 @@ def typing(own: Precision, asked: Precision | None, generation: Generation, titl
     return Typing(wanted, False, _flags(named, wanted, generation, title))
 
 
+def implicit(own: Precision, asked: Precision | None, generation: Generation, title: str) -> Typing:
+    """What to build so that a float file computes in INT8 with the scales of a calibration cache.
+
+    Args:
+        own: What the file carries.
+        asked: What the user wants; ``None``: INT8, as there are scales.
+        generation: Of TensorRT.
+        title: Its name and version, for messages.
+
+    Raises:
+        GraphError: The file has Q/DQ.
+        InputError: The generation has no calibrators, or another precision was asked for.
+    """
+    if not generation.int8_calibrator:
+        raise InputError(
+            f"{title} has no calibrators, and takes INT8 from Q/DQ in the file alone: {_source('int8')} --ranges FILE"
+        )
+    if own in ("int8", "fp8"):
+        raise GraphError(f"the file is {own}, and has its own scales: give the FP32 file, or no ranges")
+    if asked not in (None, "int8"):
+        raise InputError(f"{asked} was asked for, and scales for int8 are given: give --precision int8, or no scales")
+    return Typing("int8", False, _flags({"INT8", "FP16"}, "int8", generation, title))
+
+
 def _flags(named: set[str], wanted: Precision, generation: Generation, title: str) -> frozenset[str]:
     missing = sorted(named - generation.precision_flags)
     if missing:

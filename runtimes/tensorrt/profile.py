@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from runtimes.errors import InputError
@@ -107,6 +107,43 @@ def profile(
     shapes = [(count, channels, *image) for count, image in zip((lowest, optimum, highest), images, strict=True)]
     _check_order(shapes)
     return Profile(name, *shapes)
+
+
+def fixed_profile(
+    name: str,
+    dims: Sequence[int | None],
+    sizes: tuple[Size | None, Size | None, Size | None],
+    usual: tuple[int, int] | None = None,
+) -> tuple[Profile, bool]:
+    """A profile of one shape, as a deep learning accelerator takes it: the size that is given, or else the optimum.
+
+    Args:
+        name: As for :func:`profile`, as are the others.
+        dims: Of the input.
+        sizes: Where several are given they have to be the same.
+        usual: Height and width of the preprocessing, where they are known.
+
+    Returns:
+        The profile, and whether its shape was chosen among several that the model takes.
+
+    Raises:
+        InputError: As for :func:`profile`, or two sizes differ.
+    """
+    given = [size for size in sizes if size is not None]
+    batches = {size.batch for size in given}
+    images = {(size.height, size.width) for size in given if size.height is not None}
+    if len(batches) > 1 or len(images) > 1:
+        asked = " and ".join(
+            f"{option} {_text([each for each in size if each is not None])}"
+            for option, size in zip(_NAMES, sizes, strict=True)
+            if size is not None
+        )
+        raise InputError(f"a DLA takes one fixed shape, and {asked} were asked for: give --opt alone")
+    if given:
+        size = Size(batches.pop(), *(images.pop() if images else ()))
+        return profile(name, dims, (size, size, size), usual), False
+    found = profile(name, dims, sizes, usual)
+    return replace(found, minimum=found.optimum, maximum=found.optimum), not found.is_fixed
 
 
 def _images(

@@ -24,7 +24,7 @@ from tests.exporter.test_cli_quantize import Done, as_it_was
 
 __all__ = ["as_it_was"]  # a fixture that every test here uses
 
-NAMES = ["eager", "torch-compile", "onnxruntime", "openvino", "int8-sim", *PACKAGES]
+NAMES = ["eager", "torch-compile", "onnxruntime", "ort-cuda", "ort-tensorrt", "openvino", "int8-sim", *PACKAGES]
 CPU_KEYS = {
     "architecture", "model", "cores", "int8", "avx2", "avx512", "vnni", "amx_int8", "arm_dot_product",
     "arm_int8_matmul",
@@ -137,10 +137,13 @@ def test_packages_are_rows_with_their_versions(monkeypatch: pytest.MonkeyPatch) 
         ("eager", "2.14.1", True, None),
         ("torch-compile", "2.14.1", True, None),
         ("onnxruntime", "1.32", True, None),
+        ("ort-cuda", "1.32", True, None),
+        ("ort-tensorrt", None, False, "pip install onnxruntime-gpu, after pip uninstall onnxruntime"),
         ("openvino", "2026.4", True, None),
         ("int8-sim", "0.1", True, None),
     ]
     assert by_name(rows)["onnxruntime"].detail == "CUDAExecutionProvider, CPUExecutionProvider"
+    assert by_name(rows)["ort-tensorrt"].detail == "this onnxruntime has no TensorrtExecutionProvider"
     assert by_name(rows)["torch-compile"].detail == "compiles with c++"
 
 
@@ -163,6 +166,7 @@ def test_onnxruntime_for_gpus_is_onnxruntime_and_a_broken_one_is_told() -> None:
     row = by_name(framework_rows(versions(onnxruntime="1.30"), broken))["onnxruntime"]
     assert (row.installed, row.usable) == (True, False)
     assert row.detail == "cannot be loaded: libcudnn.so.9: cannot open"
+    assert not by_name(framework_rows(versions(onnxruntime="1.30"), broken))["ort-cuda"].usable
 
 
 @pytest.mark.parametrize(

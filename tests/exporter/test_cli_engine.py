@@ -43,7 +43,10 @@ def test_the_document_is_that_of_the_file_and_lies_beside_it(tmp_path: Path, cli
     assert (told["flavour"], told["targets"], told["precision"]) == ("tensorrt_rtx", ["8.6", "8.9"], "fp32")
     assert told["profile"]["max"] == [8, 16, 8, 8]
     assert told["build_seconds"] > 0
-    assert json.loads((tmp_path / "out" / "net.engine.json").read_text()) == told
+    beside = json.loads((tmp_path / "out" / "net.engine.json").read_text())
+    assert {name: beside[name] for name in told} == told
+    assert [node["name"] for node in beside["network"]] == ["layer1.0.conv1", "layer1.0.relu"]
+    assert set(beside) == {*told, "layers", "no_layers", "network"}  # the file says nothing of itself
 
 
 def test_a_person_reads_what_it_is_and_what_it_is_for(tmp_path: Path, cli: Any) -> None:
@@ -55,17 +58,14 @@ def test_a_person_reads_what_it_is_and_what_it_is_for(tmp_path: Path, cli: Any) 
     assert "every GPU from Ampere on" in shown
 
 
-def test_a_timing_cache_is_made_and_used_again(tmp_path: Path, cli: Any) -> None:
-    cache = tmp_path / "kernels.cache"
-    for _ in range(2):
-        done = cli("engine", saved(tmp_path), "-o", tmp_path / "n.engine", *AMPERE, "--timing-cache", cache, "--json")
-        assert done.code == 0, done.err
-        assert cache.stat().st_size > 0
-    assert done.document["notes"] == []
-    cache.write_bytes(b"of another machine")
+def test_a_timing_cache_that_there_is_not_is_told_and_not_written(tmp_path: Path, cli: Any) -> None:
+    cache = tmp_path / "new" / "kernels.cache"
     done = cli("engine", saved(tmp_path), "-o", tmp_path / "n.engine", *AMPERE, "--timing-cache", cache, "--json")
     assert done.code == 0, done.err
-    assert cache.read_bytes() != b"of another machine"
+    [note] = done.document["notes"]
+    assert note.startswith("TensorRT-RTX keeps no timing cache")
+    assert not cache.parent.exists()
+    assert done.document["calibration"] is None
 
 
 def _damaged(folder: Path, what: str) -> Path:
@@ -122,6 +122,12 @@ def test_a_file_that_cannot_become_an_engine_gets_one_line_and_leaves_the_old_on
         (("-o", "{folder}"), "is a folder"),
         (("-o", "{source}"), "same file as the input"),
         (("--timing-cache", "{source}"), "same file as the input"),
+        (("--calibration-cache", "{source}"), "same file as the input"),
+        (("--calibration-cache", "{folder}/c", "--timing-cache", "{folder}/c"), "same file as the input"),
+        (("--ranges", "{source}", "-o", "{source}"), "same file as the input"),
+        (("--ranges", "{source}"), "no calibrators"),
+        (("--calibration-cache", "{folder}/c"), "uses no calibration cache"),
+        (("--compute-capability", "1.20"), "does not build for compute capability 1.20"),
         (("--timing-cache", "{folder}/n.engine"), "same file as the input"),
         (("--timing-cache", "{folder}/n.engine.json"), "same file as the input"),
         (("--max", "3000000000"), "expected a batch"),

@@ -200,6 +200,28 @@ def test_an_engine_is_told_by_the_document_beside_it(tmp_path, monkeypatch, magi
     assert set(made) == {"tensorrt" if magic == b"ftrt" else "tensorrt-rtx"}
 
 
+def test_an_engine_may_name_the_file_that_it_has_to_be_made_from(files, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("runtimes.tensorrt.run.TensorRTRuntime", lambda path, **given: asked.append(given))
+    path = tmp_path / "r.engine"
+    path.write_bytes(b"ftrt" + bytes(100))
+    prepared = prepare(f"tensorrt:{path}@model={files.fp16},cuda_graph=no")
+    assert asked == [{"cuda_graph": False, "source_sha256": hashlib.sha256(files.fp16.read_bytes()).hexdigest()}]
+    assert (prepared.onnx, prepared.precision) == (files.fp16, "fp16")
+    assert prepared.preprocessing == PRESETS["cifar"].for_input(3, 32, 32)
+    assert prepare(str(path)).onnx is None
+
+
+def test_what_a_quantised_file_was_made_for_is_told(files, tmp_path):
+    model = onnx.load(files.fp32)
+    write_metadata(model, {**read_metadata(model), "quantisation": {"target": "openvino"}})
+    onnx.save(model, tmp_path / "q.onnx")
+    prepared = prepare(str(tmp_path / "q.onnx"))
+    assert (prepared.target, prepared.onnx) == ("openvino", tmp_path / "q.onnx")
+    assert prepare(str(files.fp32)).target is None
+    assert prepare(str(files.checkpoint)).onnx is None
+
+
 def test_an_unsafe_file_is_refused_before_anything_is_made_of_it(files, tmp_path):
     path = tmp_path / "model" / "unsafe.onnx"
     path.parent.mkdir()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,6 +133,22 @@ def test_a_runtime_that_reuses_its_buffer_hands_out_independent_arrays():
         runtime.run(second)
     np.testing.assert_array_equal(before, linear(weights())(first))
     assert not np.shares_memory(before, buffer)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_a_result_is_float32_in_c_order_and_too_large_a_value_becomes_infinite_without_a_warning(kind, recwarn):
+    class Declared(FunctionRuntime):
+        def _open(self):
+            return replace(super()._open(), output=TensorSpec("logits", kind, (None, None)))
+
+    huge = np.asfortranarray(np.full((2, CLASSES), np.finfo(kind).max, kind))
+    with Declared(lambda _: huge) as runtime:
+        result = runtime.run(images(2))
+    assert result.dtype == np.float32
+    assert result.flags["C_CONTIGUOUS"]
+    assert result.flags["OWNDATA"]
+    assert np.isinf(result).all() == (kind == "float64")
+    assert not recwarn.list
 
 
 def test_a_backend_gets_contiguous_memory_from_a_strided_view():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from runtimes.tensorrt import build as module
 from runtimes.tensorrt.build import BuildOptions, Built
 from runtimes.tensorrt.flavour import Flavour, flavour
 from runtimes.tensorrt.generations import generation
-from runtimes.tensorrt.monitor import Listener
+from runtimes.tensorrt.monitor import Listener, Monitor
 from runtimes.tensorrt.parsing import ParserFault, sentence
 from runtimes.tensorrt.precision import carried
 from runtimes.tensorrt.profile import Size
 from tests.runtimes.trt_fake import VERSIONS, Fake
 
 OLD, TEN = "8.6.1", [version for version in VERSIONS if version.startswith("10.")]
+CALIBRATED = ["8.6.1", "10.0.1", "10.3.0", "10.7.0"]
+SCALES = {"input": 0.05, "output": 0.1}
 TYPED_ONLY = ["11.4.0", "rtx-1.7.1"]
 
 
@@ -93,7 +97,8 @@ def creation_of(fake: Fake) -> set[str]:
 def test_every_name_that_a_plain_build_uses_is_there(version: str, kind: str, tmp_path: Path, faked: Any) -> None:
     fake, own = faked(version)
     built = build(saved(tmp_path, kind), own, BuildOptions(timing_cache=b"", workspace_mib=64))
-    assert (built.plan, built.timing_cache, built.precision) == (b"plan", b"kernels", kind)
+    kept = None if version.startswith("rtx") else b"kernels"
+    assert (built.plan, built.timing_cache, built.precision, built.calibration) == (b"plan", kept, kind, None)
     assert ("input", (1, 16, 8, 8), (1, 16, 8, 8), (8, 16, 8, 8)) in fake.names("IOptimizationProfile", "set_shape")
     assert fake.names("IBuilderConfig", "set_memory_pool_limit")[0][1] == 64 << 20
 
@@ -149,13 +154,26 @@ def test_portable_engines_and_the_dla_are_asked_for_by_names_that_are_there(
         ("rtx-1.7.1", "fp32", BuildOptions(dla_core=0), InputError, "has no --dla-core"),
         (OLD, "fp32", BuildOptions(strip=True), InputError, "has no --strip"),
         ("10.3.0", "int8", BuildOptions(refit=True), InputError, "INT8 engine cannot be refitted.*--refit"),
-        ("10.3.0", "int8", BuildOptions(dla_core=0), InputError, "DLA of tensorrt 10.3.0 takes no Q/DQ"),
+        ("10.3.0", "int8", BuildOptions(dla_core=0, precision="fp16"), InputError, "fp16 was asked for, and scales"),
+        (OLD, "int8", BuildOptions(dla_core=0, refit=True), InputError, "INT8 engine cannot be refitted"),
+        ("10.16.1.11", "int8", BuildOptions(dla_core=0), InputError, "10.16.1.11 has no --dla-core"),
+        ("11.4.0", "int8", BuildOptions(dla_core=0), InputError, "11.4.0 has no --dla-core"),
+        ("11.4.0", "fp32", BuildOptions(scales=SCALES), InputError, "no calibrators.*quantize --target tensorrt"),
+        ("rtx-1.7.1", "fp32", BuildOptions(scales=SCALES), InputError, "no calibrators.*quantize --target tensorrt"),
+        ("10.3.0", "int8", BuildOptions(scales=SCALES), GraphError, "has its own scales: give the FP32 file"),
+        (OLD, "fp32", BuildOptions(scales={"a: b": 1.0, **SCALES}, precision="tf32"), InputError, "tf32 was asked for"),
+        (
+            OLD, "fp32", BuildOptions(dla_core=0, sizes=(Size(1), None, Size(8))), InputError,
+            "one fixed shape, and --min 1 and --max 8 were asked for",
+        ),
         ("10.3.0", "fp16", BuildOptions(precision="bf16"), GraphError, "file is fp16, and bf16 was asked for"),
         (OLD, "int8", BuildOptions(precision="fp16", refit=True), GraphError, "file is int8, and fp16 was asked for"),
         ("10.3.0", "fp32", BuildOptions(precision="int8"), GraphError, "no Q/DQ.*resnet-export quantize"),
         ("11.4.0", "fp32", BuildOptions(precision="fp16"), GraphError, "from the file.*onnx --precision fp16"),
         (OLD, "fp32", BuildOptions(precision="bf16"), InputError, "has no bf16: it knows FP16, FP8, INT8, TF32"),
         ("rtx-1.7.1", "fp32", BuildOptions(compute_capabilities=("9.9",)), InputError, "9.9: for 7.5, 8.0, 8.6"),
+        ("rtx-1.7.1", "fp32", BuildOptions(compute_capabilities=("1.20",)), InputError, "does not build for .* 1.20"),
+        ("rtx-1.7.1", "fp32", BuildOptions(compute_capabilities=("8.²",)), InputError, "expected two numbers"),
         ("rtx-1.7.1", "fp32", BuildOptions(compute_capabilities=("86",)), InputError, "'86', expected two numbers"),
         (
             "rtx-1.7.1", "fp32", BuildOptions(precision="tf32", compute_capabilities=("8.6", "7.5")), InputError,
@@ -224,6 +242,155 @@ def test_what_was_refused_before_is_not_why_a_build_fails(tmp_path: Path, faked:
     fake.results["Builder", "build_serialized_network"] = lambda *_: say("no implementation for node conv1")
     with pytest.raises(GraphError, match="no implementation for node conv1"):
         build(saved(tmp_path), own, BuildOptions(timing_cache=b"old"))
+
+
+# ---------------------------------------------------------------- implicit INT8
+
+
+def cache_of(fake: Fake) -> bytes:
+    """What the calibrator of a build gives TensorRT; all that it has must be asked for by the release's names."""
+    ((calibrator,),) = fake.names("IBuilderConfig", "int8_calibrator")
+    own = {name for name in vars(type(calibrator)) if not name.startswith("__")}
+    assert own == set(fake.facts["IInt8EntropyCalibrator2"]) - {"get_algorithm"}
+    assert calibrator.get_batch_size() == 1
+    assert calibrator.get_batch(["input"]) is None
+    calibrator.write_calibration_cache(b"again")
+    return bytes(calibrator.read_calibration_cache())
+
+
+def parsed_by(fake: Fake) -> onnx.ModelProto:
+    ((data,),) = fake.names("OnnxParser", "parse")
+    return onnx.load_model_from_string(data)
+
+
+@pytest.mark.parametrize("version", CALIBRATED)
+def test_a_dla_gets_a_float_network_and_a_cache_of_the_files_scales(version: str, tmp_path: Path, faked: Any) -> None:
+    fake, own = faked(version)
+    built = build(saved(tmp_path, "int8"), own, BuildOptions(dla_core=0))
+    assert flags_of(fake) == {"INT8", "FP16", "GPU_FALLBACK"}
+    assert creation_of(fake) <= {"EXPLICIT_BATCH"}
+    assert [node.op_type for node in parsed_by(fake).graph.node] == ["Conv", "Relu"]
+    number = own.generation.cache_number(own.version)
+    assert cache_of(fake) == f"TRT-{number}-EntropyCalibration2\ninput: 3d4ccccd\n".encode()  # 0.05
+    assert built.precision == "int8"
+    assert built.calibration is not None
+    assert built.calibration.cache == cache_of(fake)
+    told = built.calibration.to_json()
+    assert told == {"source": "qdq", "tensors": 1, "sha256": sha256(cache_of(fake)).hexdigest()}
+    assert any("takes no Q/DQ" in note for note in built.notes)
+
+
+@pytest.mark.parametrize("version", [*CALIBRATED, "10.16.1.11"])
+def test_scales_make_a_float_file_int8(version: str, tmp_path: Path, faked: Any) -> None:
+    fake, own = faked(version)
+    built = build(saved(tmp_path), own, BuildOptions(scales=SCALES))
+    assert flags_of(fake) == {"INT8", "FP16"}
+    assert creation_of(fake) <= {"EXPLICIT_BATCH"}
+    lines = cache_of(fake).decode().splitlines()[1:]
+    assert lines == ["input: 3d4ccccd", "c: 3dcccccd", "output: 3dcccccd"]  # what only the Relu sees has its scale
+    assert built.calibration is not None
+    assert built.calibration.to_json()["source"] == "ranges"
+    assert fake.names("IBuilderConfig", "set_calibration_profile")
+
+
+def test_without_a_dla_q_dq_stays_explicit(tmp_path: Path, faked: Any) -> None:
+    fake, own = faked("10.3.0")
+    assert build(saved(tmp_path, "int8"), own, BuildOptions()).calibration is None
+    assert not fake.names("IBuilderConfig", "int8_calibrator")
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("sizes", "batch", "told"),
+    [
+        ((None, None, None), 1, True),
+        ((None, Size(4), None), 4, False),
+        ((None, None, Size(8)), 8, False),
+        ((Size(2), Size(2, 8, 8), Size(2)), 2, False),
+    ],
+)
+def test_a_dla_gets_one_fixed_shape(sizes: Any, batch: int, told: bool, kind: str, tmp_path: Path, faked: Any) -> None:
+    fake, own = faked("10.7.0")
+    built = build(saved(tmp_path, kind), own, BuildOptions(dla_core=0, sizes=sizes))
+    assert fake.names("IOptimizationProfile", "set_shape") == [("input", *[(batch, 16, 8, 8)] * 3)]
+    assert built.profile.is_fixed
+    assert any("one fixed shape" in note and "--opt" in note for note in built.notes) == told
+    assert not fake.names("IBuilderConfig", "set_calibration_profile")
+
+
+# ---------------------------------------------------------------- caches, targets, interruption
+
+
+def test_a_timing_cache_is_not_pretended_where_there_is_none(tmp_path: Path, faked: Any) -> None:
+    fake, own = faked("rtx-1.7.1")
+    built = build(saved(tmp_path), own, BuildOptions(timing_cache=b""))
+    assert built.timing_cache is None
+    assert any(note.startswith("TensorRT-RTX keeps no timing cache") for note in built.notes)
+    assert not fake.names("IBuilderConfig", "create_timing_cache")
+
+
+def test_a_compute_capability_that_is_given_twice_is_built_for_once(tmp_path: Path, faked: Any) -> None:
+    fake, own = faked("rtx-1.7.1")
+    built = build(saved(tmp_path), own, BuildOptions(compute_capabilities=("8.9", "8.6", "8.9")))
+    assert built.targets == ("8.9", "8.6")
+    assert fake.names("IBuilderConfig", "num_compute_capabilities") == [(2,)]
+    chosen = fake.names("IBuilderConfig", "set_compute_capability")
+    assert [(member.name, place) for member, place in chosen] == [("SM89", 0), ("SM86", 1)]
+
+
+@pytest.mark.parametrize(("version", "ours"), [(OLD, False), ("10.3.0", True)])
+def test_ctrl_c_is_taken_over_only_where_a_monitor_can_end_the_build(
+    version: str, ours: bool, tmp_path: Path, faked: Any
+) -> None:
+    fake, own = faked(version)
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def interrupted(*_: Any) -> bytes:
+        seen.append(signal.getsignal(signal.SIGINT) is not before)
+        os.kill(os.getpid(), signal.SIGINT)
+        return b"plan"
+
+    fake.results["Builder", "build_serialized_network"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        build(saved(tmp_path), own, BuildOptions())
+    assert seen == [ours]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_phase_inside_itself_is_counted_once() -> None:
+    own = Monitor(Listener(), threading.Event())
+    own.started("a", "b", 4)
+    own.started("b", "a", 2)
+    own.started("c", "c", 2)
+    assert own.step("a", 1)
+    assert own.step("c", 0)
+
+
+def test_phases_may_come_from_several_threads_and_never_go_back() -> None:
+    class Heard(Listener):
+        def __init__(self) -> None:
+            self.fractions: list[float] = []
+
+        def progress(self, fraction: float, phase: str) -> None:
+            self.fractions.append(fraction)
+
+    heard = Heard()
+    own = Monitor(heard, threading.Event())
+    own.started("build", None, 8)
+
+    def work(name: str) -> None:
+        own.started(name, "build", 100)
+        for step in range(100):
+            own.step(name, step)
+        own.finished(name)
+
+    threads = [threading.Thread(target=work, args=(f"part {index}",)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(heard.fractions) == 800
+    assert heard.fractions == sorted(heard.fractions)
 
 
 def test_a_stale_timing_cache_is_started_anew_with_a_note(tmp_path: Path, faked: Any) -> None:
@@ -306,7 +473,7 @@ def test_an_engine_is_built_without_a_gpu(kind: str, targets: tuple[str, ...], t
             self.fractions.append(fraction)
 
     heard = Heard()
-    options = BuildOptions(compute_capabilities=targets, timing_cache=b"")
+    options = BuildOptions(compute_capabilities=targets)
     built = build(saved(tmp_path, kind), rtx, options, listener=heard)
     assert (built.precision, built.targets) == (kind, targets)
     assert len(built.plan) > 1000

@@ -30,6 +30,7 @@ class Fake:
         module: What is imported.
         calls: Every method called, and every attribute set: (class, name, arguments).
         results: What a method gives, by (class, name); else an object of the class that it makes, or ``None``.
+        values: What an attribute is, by (class, name); other names are methods.
     """
 
     def __init__(self, version: str) -> None:
@@ -43,6 +44,7 @@ class Fake:
             ("Builder", "create_optimization_profile"): "IOptimizationProfile",
             ("IBuilderConfig", "create_timing_cache"): "ITimingCache",
         }
+        self.values: dict[tuple[str, str], Any] = {}
         self.results: dict[tuple[str, str], Any] = {
             **{key: (lambda *_, name=name: self.object(name)) for key, name in made.items()},
             ("Builder", "build_serialized_network"): lambda *_: b"plan",
@@ -67,6 +69,8 @@ class Fake:
             def __getattr__(self, attribute: str) -> Any:
                 if attribute not in known:
                     raise AttributeError(f"{name} of {fake.version} has no {attribute}")
+                if (name, attribute) in fake.values:
+                    return fake.values[name, attribute]
                 return lambda *arguments: fake._called(name, attribute, arguments)
 
             def __setattr__(self, attribute: str, value: Any) -> None:
@@ -91,7 +95,7 @@ class Fake:
         if name == "ILogger":  # its severities are members of a class of its own
             for place, member in enumerate(("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")):
                 values[member] = Member(place)
-        if name in ("ILogger", "IProgressMonitor"):
+        if name in ("ILogger", "IProgressMonitor", "IInt8EntropyCalibrator2"):  # subclassed, and called back
             return type(name, (), {**values, "__init__": lambda self: None})
         if values or not members:
             return type(name, (), values)

@@ -1,0 +1,91 @@
+"""What the proof commands read: models on runtimes, the preprocessing that they agree on, images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from calibration.preprocess import PRESETS, Preprocessing
+from exporter import contracts
+from exporter.opening import Opening, prepare
+from runtimes.errors import InputError, TensorError
+
+
+def prepare_all(texts: Sequence[str]) -> list[Opening]:
+    """What the user named, read and not opened yet.
+
+    Args:
+        texts: ``NAME:FILE[@option=value,…]`` each.
+
+    Raises:
+        InputError: One cannot be used, or two are the same.
+        UnavailableError: Memory or a package that reads a model is missing.
+    """
+    found: list[Opening] = []
+    for text in texts:
+        model = prepare(text)
+        if model.label in [each.label for each in found]:
+            raise InputError(f"{model.label} is given twice: a model tells nothing beside itself")
+        found.append(model)
+    return found
+
+
+def contract_for(models: Sequence[Opening], preset: str | None, fields: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing that all models are fed with.
+
+    Args:
+        models: What they say of it counts where no preset is given.
+        preset: Name of one to start from instead.
+        fields: Fields that replace others, by the names of :data:`exporter.contracts.FIELDS`; ``None`` keeps one.
+
+    Raises:
+        InputError: The models say different ones or none, or the fields contradict each other.
+    """
+    if preset is not None:
+        told = next((model.preprocessing for model in models if model.preprocessing is not None), None)
+        channels, size = (told.channels, told.size) if told else (3, None)
+        contract = contracts.preset(preset, channels, *(size or (None, None)))
+    else:
+        agreed = agreed_contract(models)
+        if agreed is None:
+            raise InputError(
+                f"none of the models says how its images are preprocessed: give --preset {' or '.join(PRESETS)}"
+            )
+        contract = agreed
+    return contracts.overridden(contract, contract.channels, fields)
+
+
+def agreed_contract(models: Sequence[Opening]) -> Preprocessing | None:
+    """The preprocessing that all models say; ``None`` where none says any.
+
+    Raises:
+        InputError: Two of them say different ones: with either, one model would get what it was not made for.
+    """
+    told = [(model.label, model.preprocessing) for model in models if model.preprocessing is not None]
+    for label, contract in told[1:]:
+        first_label, first = told[0]
+        if contract.sha256() != first.sha256():
+            mine, other = first.to_json(), contract.to_json()
+            fields = ", ".join(f"{key} {mine[key]} and {other[key]}" for key in mine if mine[key] != other[key])
+            raise InputError(
+                f"{first_label} and {label} were made for different preprocessing ({fields}): compare models of one, "
+                "or say which with --preset"
+            )
+    return told[0][1] if told else None
+
+
+def fits(model: Opening, contract: Preprocessing) -> None:
+    """Refuse a contract that makes other images than an open model takes, before images are read.
+
+    Args:
+        model: Open.
+        contract: How files become its input.
+
+    Raises:
+        TensorError: They differ in channels or size.
+    """
+    shape = model.runtime.inputs[0].shape
+    made = (contract.channels, *(contract.size or (None, None)))
+    if len(shape) == 4 and any(None not in (a, b) and a != b for a, b in zip(shape[1:], made, strict=True)):
+        taken, given = ("x".join("any" if side is None else str(side) for side in each) for each in (shape[1:], made))
+        raise TensorError(f"{model.label} takes images of {taken}, and the preprocessing makes {given}: give --preset")
