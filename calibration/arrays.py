@@ -80,6 +80,18 @@ def row_bytes(path: Path, row: int) -> bytes:
     return _row(path, row).tobytes()
 
 
+def row_pixels(path: Path, row: int) -> npt.NDArray[np.uint8]:
+    """One row as pixels, ``[H, W, 3]`` or ``[H, W]``.
+
+    Raises:
+        DataError: The file cannot be read, has no such row, or holds what was preprocessed already.
+    """
+    values = _row(path, row)
+    if values.dtype != np.uint8:
+        raise DataError(f"{path} holds preprocessed rows, not pixels")
+    return values.squeeze(-1) if values.shape[-1] == 1 else values
+
+
 def _row(path: Path, row: int) -> Array:
     images, _ = _open(path)
     if not 0 <= row < len(images):

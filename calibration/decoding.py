@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 Tensor = npt.NDArray[np.float32]
 
 # Only these decoders may touch a file, whatever its name: Pillow has others that start programs (EPS).
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # What Pillow's decoders raise on broken files, besides OSError.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -83,18 +83,18 @@ def _decode(file: ImageFile, contract: Preprocessing) -> Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # untidy metadata, by the thousand
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file.path, formats=_FORMATS) as image:
+            with Image.open(file.path, formats=FORMATS) as image:
                 image.load()
                 return contract.apply(image)
     except UnidentifiedImageError as error:
-        raise DataError(f"not an image of a known format ({', '.join(_FORMATS)})") from error
+        raise DataError(f"not an image of a known format ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
             f"more than {Image.MAX_IMAGE_PIXELS} pixels, which may be an attack: shrink the image"
         ) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or _one_line(error)}") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise DataError(f"broken image: {_one_line(error)}") from error
 
 

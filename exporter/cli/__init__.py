@@ -33,6 +33,10 @@ _COMMANDS = {
     "quantize": ("exporter.cli.quantize", "Make an INT8 file for one target, and say what it cost."),
     "engine": ("exporter.cli.engine", "Build a TensorRT engine of an ONNX file, for GPUs that are here or not."),
     "layers": ("exporter.cli.layers", "Show what an engine runs, layer by layer, and why INT8 may be no faster."),
+    "parity": ("exporter.cli.parity", "Hold models on runtimes against the first: do they still compute the same?"),
+    "evaluate": ("exporter.cli.evaluate", "Measure accuracy on labelled images, and what a model changes."),
+    "bench": ("exporter.cli.bench", "Measure latency, throughput and memory of models beside each other."),
+    "report": ("exporter.cli.report", "Make one report of what parity, evaluate and bench found."),
     "doctor": ("exporter.cli.doctor", "Show what this machine can run, and what to install for the rest."),
     "completion": ("exporter.cli.completion", "Print the completion script for a shell."),
 }

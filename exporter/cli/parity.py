@@ -24,8 +24,8 @@ Examples:
 
 
 @click.command("parity", epilog=_EXAMPLES, short_help="Hold models on runtimes against the first.",
-               help=f"Hold every model against the first, on images, and say with exit code 1 when one differs.\n\n{SPECS}"
-                    "\n\nAn INT8 model is judged twice: against the simulation of its file (was computed what it asks "
+               help="Hold every model against the first, on images, and say with exit code 1 when one differs.\n\n"
+                    f"{SPECS}\n\nAn INT8 model is judged twice: against the simulation of its file (was computed what it asks "
                     "for?) and against the first model (does it ask for the right thing?).")  # fmt: skip
 @models_argument
 @data_options(required=True, images="How many, sampled evenly over classes; 0: all.")
@@ -56,7 +56,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     contract = contract_for(models, given["preset"], fields_of(given))
     listing = find_images(given["data"])
     silent = given["quiet"] or given["as_json"]
-    with reserved(given, inputs=models) as places:
+    with reserved(given, [model.spec.file for model in models]) as places:
         with moving("compare", silent) as progress:
             report = compare_models(
                 models, listing, contract, options, path=str(given["data"]), on_bad=tell_bad, on_progress=progress

@@ -1,0 +1,147 @@
+"""Where reports of the proof commands go, and what is drawn from their documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from exporter.files import Output, check_output, reserve
+from runtimes.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from exporter.report.model import Report
+
+KINDS: Final = ("html", "junit", "markdown")
+DOCUMENTS: Final = ("parity", "evaluate", "bench")
+
+
+@contextmanager
+def reserved(given: Mapping[str, Any], inputs: Sequence[str | Path] = ()) -> Iterator[dict[str, Output]]:
+    """Make sure, before any long work, that the reports can be written.
+
+    Args:
+        given: Path by kind of report, ``None`` for none.
+        inputs: Files that are read, and must not be written over.
+
+    Raises:
+        InputError: A path cannot become a file, or two are the same.
+    """
+    wanted: dict[str, Path] = {kind: given[kind] for kind in KINDS if given.get(kind) is not None}
+    read = [path for path in map(Path, inputs) if path.is_file()]
+    seen: list[Path] = []
+    for path in wanted.values():
+        check_output(path, read)
+        if path.resolve() in seen:
+            raise InputError(f"{path} is to be two reports: give each a file of its own")
+        seen.append(path.resolve())
+    with ExitStack() as stack:
+        yield {kind: stack.enter_context(reserve(path)) for kind, path in wanted.items()}
+
+
+def write_reports(places: Mapping[str, Output], *, title: str | None = None, **documents: dict[str, Any]) -> None:
+    """Write every report that was asked for.
+
+    Args:
+        places: From :func:`reserved`.
+        title: What they are about; ``None``: the reference's file.
+        documents: By command, of :data:`DOCUMENTS`.
+
+    Raises:
+        UnavailableError: The disk is full.
+    """
+    if not places:
+        return
+    report = report_of(documents, date.today().isoformat(), title)
+    if "html" in places:
+        from exporter.report.html import render_html
+
+        places["html"].commit(render_html(report).encode())
+    if "junit" in places:
+        from exporter.report.junit import render_junit
+
+        places["junit"].commit(render_junit(report))
+    if "markdown" in places:
+        from exporter.report.markdown import render_markdown
+
+        places["markdown"].commit(render_markdown(report).encode())
+
+
+def report_of(documents: Mapping[str, dict[str, Any]], made: str | None, title: str | None = None) -> Report:
+    """The report of documents of one model.
+
+    Args:
+        documents: By command, of :data:`DOCUMENTS`.
+        made: Date, as text; ``None``: none.
+        title: What it is about; ``None``: the reference's file.
+
+    Raises:
+        InputError: A document is of another version, or no document of its command.
+    """
+    from exporter.report.model import Report
+    from exporter.thumbnails import thumbnails
+
+    evaluated = documents.get("evaluate") or {}
+    return Report(
+        **documents,
+        title=title or _title(documents),
+        date=made,
+        stages=tuple(_stages(documents.get("parity"))),
+        images=tuple(thumbnails(evaluated.get("results") or ())),
+    )
+
+
+def read_documents(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Documents that the commands wrote with ``--json``, by command.
+
+    Raises:
+        InputError: One cannot be read, is of no command, or of the same as another.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        try:
+            document = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} cannot be read ({first_line(error)}): give what --json printed") from error
+        command = _command(document)
+        if command is None:
+            raise InputError(f"{path} is no document of {', '.join(DOCUMENTS)}: give what --json printed of one")
+        if command in found:
+            raise InputError(f"{path} is a second document of {command}: a report takes one of each")
+        found[command] = document
+    return found
+
+
+def _command(document: object) -> str | None:
+    """Which command wrote a document, by the keys that only it has."""
+    rows = document.get("results") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not isinstance(rows, list):
+        return None
+    keys = set(rows[0]) if rows and isinstance(rows[0], dict) else set()
+    if "reference" in document:
+        return "parity"
+    if "p50_ms" in keys:
+        return "bench"
+    return "evaluate" if "top1" in keys else None
+
+
+def _title(documents: Mapping[str, dict[str, Any]]) -> str:
+    parity = documents.get("parity")
+    if parity:
+        return str(parity["reference"].get("file"))
+    rows = next((document.get("results") for document in documents.values()), None) or [{}]
+    return str(rows[0].get("file") or "Export report")
+
+
+def _stages(parity: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """The way from the reference over every model that was held against it."""
+    if parity is None:
+        return
+    yield {"name": parity["reference"]["label"], "sqnr_db": None, "passed": True, "note": "the reference"}
+    for row in parity["results"]:
+        if not row.get("simulated"):
+            note = row["finding"] or f"{100 * row['top1_agreement']:.2f} % agreement"
+            yield {"name": row["label"], "sqnr_db": row.get("sqnr_db"), "passed": row["passed"], "note": note}
