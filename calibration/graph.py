@@ -18,7 +18,8 @@ import onnx
 from onnx import numpy_helper
 
 from runtimes.errors import GraphError, first_line
-from runtimes.reading import read_model, tensors
+from runtimes.reading import read_model
+from runtimes.screening import tensors
 
 #: Operators with weights, whose arithmetic INT8 speeds up.
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})

@@ -58,12 +58,36 @@ def contract_of(
             contradicts the network's input.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    contract = _stored(metadata) if preset is None else named(preset, *input_size(network)[1:])
+    contract = stored_contract(metadata) if preset is None else named(preset, *input_size(network)[1:])
     if contract is None:
         contract = _from_nothing(network, given)
     if given:
         contract = overridden(contract, input_size(network)[1], given)
     _check_fits(network, contract)
+    return contract
+
+
+def stored_contract(metadata: Mapping[str, Any]) -> Preprocessing | None:
+    """The contract that a model or an engine has with it; ``None`` for one from elsewhere.
+
+    Args:
+        metadata: From :func:`open_model`, or an engine's document.
+
+    Raises:
+        InputError: It is damaged, or was changed after the export.
+    """
+    if "preprocessing" not in metadata:
+        return None
+    try:
+        contract = Preprocessing.from_json(metadata["preprocessing"])
+    except InputError as error:
+        raise InputError(
+            f"the model's own preprocessing cannot be used ({first_line(error)}): export it again, or give --preset"
+        ) from error
+    if metadata.get("preprocessing_sha256", contract.sha256()) != contract.sha256():
+        raise InputError(
+            "the model's own preprocessing was changed after it was exported: export it again, or give --preset"
+        )
     return contract
 
 
@@ -80,22 +104,6 @@ def choose_images(root: Path, count: int, seed: int) -> list[ImageFile]:
         InputError: ``count`` is negative.
     """
     return sample(find_images(root), count, seed)
-
-
-def _stored(metadata: Mapping[str, Any]) -> Preprocessing | None:
-    if "preprocessing" not in metadata:
-        return None
-    try:
-        contract = Preprocessing.from_json(metadata["preprocessing"])
-    except InputError as error:
-        raise InputError(
-            f"the model's own preprocessing cannot be used ({first_line(error)}): export it again, or give --preset"
-        ) from error
-    if metadata.get("preprocessing_sha256", contract.sha256()) != contract.sha256():
-        raise InputError(
-            "the model's own preprocessing was changed after it was exported: export it again, or give --preset"
-        )
-    return contract
 
 
 def _from_nothing(network: Network, given: Mapping[str, Any]) -> Preprocessing:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from runtimes.base import Array, Binding, Runtime, TensorSpec
-from runtimes.errors import GraphError, first_line
+from runtimes.errors import GraphError, ResnetExportError, first_line
 from runtimes.operators import Attributes, Inputs, compiled, convolution, gemm, present, unknown_operators
+from runtimes.reading import check_external
 from runtimes.values import constants, last_uses
 
 # Operators that move numbers or pick among them: integers go through them as they are.
@@ -125,7 +126,10 @@ class Int8SimRuntime(Runtime):
             if isinstance(self._source, bytes):
                 model = onnx.load_model_from_string(self._source)
             else:
+                check_external(Path(self._source), self.name)
                 model = onnx.load(str(self._source))
+        except ResnetExportError:
+            raise
         except OSError as error:
             raise GraphError(f"{self._label()} cannot be read: {error.strerror or error}") from error
         except Exception as error:  # protobuf's DecodeError has no public base

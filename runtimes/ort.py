@@ -70,8 +70,8 @@ class OrtRuntime(Runtime):
     Raises:
         InputError: ``providers`` is empty, ``provider_options`` are of another number, or ``threads`` is below 1.
 
-    Opening raises ``GraphError`` for a model that cannot be loaded or has another number of inputs or
-    outputs, and ``UnavailableError`` where the package or a provider is missing.
+    Opening raises ``GraphError`` for a model that cannot be loaded, is not safe to load or has another number of
+    inputs or outputs, and ``UnavailableError`` where the package, a provider or memory is missing.
     """
 
     def __init__(
@@ -113,6 +113,10 @@ class OrtRuntime(Runtime):
             raise missing_package("onnxruntime") from error
         self._failures = _failure_classes()
         self._require_providers(onnxruntime.get_available_providers(), "this onnxruntime has", INSTALL)
+        if not isinstance(self._model, bytes):
+            from runtimes.reading import check_external
+
+            check_external(Path(self._model), self.name)
         session = self._session = self._started(self._chosen_options())
         self._run_options = onnxruntime.RunOptions()
         self._run_options.log_severity_level = _FATAL_ONLY

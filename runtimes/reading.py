@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx
 from onnx import numpy_helper
 
-from runtimes.errors import GraphError, first_line
+from runtimes.errors import GraphError, ResnetExportError, first_line
+from runtimes.screening import check_file, screen, tensors
 
 
 def read_model(path: Path, instead: str) -> tuple[onnx.ModelProto, str]:
@@ -23,8 +24,11 @@ def read_model(path: Path, instead: str) -> tuple[onnx.ModelProto, str]:
         names them, and without their values retrained weights would pass for the same model.
 
     Raises:
-        GraphError: It cannot be read, is not ONNX, has no nodes, or its weights are missing or cut short.
+        GraphError: It cannot be read, is not ONNX, has no nodes, its weights are missing, cut short or outside of its
+            folder, or it asks for more memory than any residual network needs.
+        UnavailableError: This machine has too little memory for it.
     """
+    check_file(path)
     try:
         data = path.read_bytes()
         model = onnx.load_model_from_string(data)
@@ -34,6 +38,7 @@ def read_model(path: Path, instead: str) -> tuple[onnx.ModelProto, str]:
         raise GraphError(f"{path} is not an ONNX file ({first_line(error)}): {instead}") from error
     if not model.graph.node:
         raise GraphError(f"{path} is not an ONNX file, or has no nodes: {instead}")
+    screen(model, path)
     digest = sha256(data)
     external = [item for item in tensors(model) if item.data_location == onnx.TensorProto.EXTERNAL]
     try:
@@ -63,7 +68,25 @@ def external_files(path: Path) -> list[Path]:
     return [path.parent / place for place in sorted(places)]
 
 
-def tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """All that hold values: initializers, and the constants inside nodes."""
-    inside = (item.t for node in model.graph.node for item in node.attribute if item.HasField("t"))
-    return [*model.graph.initializer, *inside]
+def check_external(path: Path, who: str) -> None:
+    """Refuse an ONNX file that is not safe to load; see :func:`runtimes.screening.screen`.
+
+    What is missing, or no ONNX file at all, passes: whoever loads it tells what is wrong with it.
+
+    Args:
+        path: The file, before a runtime gets it.
+        who: Name of the runtime, for messages.
+
+    Raises:
+        GraphError: It reads files outside of its folder, is larger than what it holds, or than any network.
+        UnavailableError: This machine has too little memory for it.
+    """
+    try:
+        check_file(path)
+        try:
+            model = onnx.load(str(path), load_external_data=False)
+        except Exception:  # noqa: BLE001
+            return
+        screen(model, path)
+    except ResnetExportError as error:
+        raise type(error)(f"{who}: {error}") from error

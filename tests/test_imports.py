@@ -74,13 +74,14 @@ def _loaded_by(statement: str) -> set[str]:
 LIGHT = (
     "exporter.cli", "exporter.cli.onnx", "exporter.cli.inspect", "exporter.models.blueprint",
     "exporter.models.variants", "calibration.preprocess", "calibration.images", "runtimes.ort", "runtimes.eager",
-    "runtimes.parity", "runtimes.evaluation", "runtimes.latency", "exporter.evaluate", "exporter.bench",
+    "runtimes.parity", "runtimes.registry", "runtimes.precision", "runtimes.openvino", "runtimes.torch_compile",
+    "runtimes.evaluation", "runtimes.latency", "exporter.evaluate", "exporter.bench",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_a_light_module_loads_no_framework(module: str) -> None:
-    heavy = {"torch", "onnx", "onnxruntime", "onnxsim", "torchvision", "rich", "scipy"}
+    heavy = {"torch", "onnx", "onnxruntime", "onnxsim", "openvino", "torchvision", "rich", "scipy"}
     assert not heavy & _loaded_by(f"import {module}")
 
 

@@ -1,23 +1,18 @@
-"""Which precision a file carries, and what a TensorRT generation needs to be told to compute in it."""
+"""What a TensorRT generation needs to be told to compute in a precision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
-
-import onnx
+from typing import Final
 
 from runtimes.errors import GraphError, InputError
+from runtimes.precision import PRECISIONS, Precision, carried
 from runtimes.tensorrt.generations import Generation
 
-Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
-PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+__all__ = ["NEEDS", "PRECISIONS", "Precision", "Typing", "carried", "typing"]
+
 #: What a GPU needs at least, as compute capability; what is not here runs on all that are supported.
 NEEDS: Final[dict[Precision, tuple[int, int]]] = {"tf32": (8, 0), "bf16": (8, 0), "fp8": (8, 9)}
-_KINDS: Final = onnx.TensorProto
-_FP8: Final = frozenset({_KINDS.FLOAT8E4M3FN, _KINDS.FLOAT8E5M2})
-_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_HANDING_ON: Final = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 
 @dataclass(frozen=True)
@@ -33,33 +28,6 @@ class Typing:
     precision: Precision
     strongly_typed: bool
     flags: frozenset[str]
-
-
-def carried(model: onnx.ModelProto) -> Precision:
-    """The precision that a file's own types say: that of its Q/DQ, else of its weights."""
-    quantisers = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    kinds = _kinds(model)
-    if quantisers:
-        stored = {kinds.get(name, 0) for node in quantisers for name in (node.input[0], *node.input[2:])}
-        return "fp8" if stored & _FP8 else "int8"
-    weights = {kinds.get(node.input[1], 0) for node in model.graph.node if node.op_type in _WEIGHTED and node.input[1:]}
-    if _KINDS.FLOAT16 in weights:
-        return "fp16"
-    return "bf16" if _KINDS.BFLOAT16 in weights else "fp32"
-
-
-def _kinds(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every stored tensor, also behind operators that only hand it on."""
-    kinds = {item.name: item.data_type for item in model.graph.initializer}
-    for node in model.graph.node:
-        values = {item.name: item for item in node.attribute}
-        if node.op_type == "Constant" and "value" in values:
-            kinds[node.output[0]] = values["value"].t.data_type
-        elif node.op_type == "Cast" and node.input[0] in kinds:
-            kinds[node.output[0]] = values["to"].i
-        elif node.op_type in _HANDING_ON and node.input[0] in kinds:
-            kinds[node.output[0]] = kinds[node.input[0]]
-    return kinds
 
 
 def typing(own: Precision, asked: Precision | None, generation: Generation, title: str) -> Typing:

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+
+import onnx
+import pytest
+from onnx import TensorProto
+
+from runtimes.errors import GraphError
+from runtimes.precision import computed, precision_of
+from tests.runtimes.models import onnx_linear, weights
+
+
+@pytest.mark.parametrize(
+    ("elements", "precision"),
+    [(TensorProto.FLOAT, "fp32"), (TensorProto.FLOAT16, "fp16"), (TensorProto.BFLOAT16, "bf16")],
+)
+def test_an_onnx_file_has_the_precision_of_its_weights(tmp_path, elements, precision):
+    onnx.save(onnx_linear(weights(), elements=elements), tmp_path / "model.onnx")
+    assert precision_of(tmp_path / "model.onnx", "onnx") == precision
+
+
+def test_weights_in_other_files_need_not_be_there(tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx_linear(weights()), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    (tmp_path / "w.bin").unlink()
+    assert precision_of(path, "onnx") == "fp32"
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"this is text")
+    with pytest.raises(GraphError, match="is not an ONNX file"):
+        precision_of(tmp_path / "model.onnx", "onnx")
+
+
+@pytest.mark.parametrize(
+    ("document", "precision"),
+    [
+        ({"precision": "int8"}, "int8"),
+        ({"precision": "fp99"}, None),
+        ({}, None),
+        ([], None),
+        ("text", None),
+        (None, None),
+    ],
+)
+def test_an_engine_has_the_precision_that_its_document_says(tmp_path, document, precision):
+    if document is not None:
+        (tmp_path / "r.engine.json").write_text(json.dumps(document))
+    assert precision_of(tmp_path / "r.engine", "tensorrt") == precision
+
+
+def test_a_damaged_document_says_nothing(tmp_path):
+    (tmp_path / "r.engine.json").write_bytes(b'{"precision": \xff')
+    assert precision_of(tmp_path / "r.engine", "tensorrt") is None
+
+
+@pytest.mark.parametrize(
+    ("own", "options", "expected"),
+    [
+        ("fp32", {}, "fp32"),
+        ("fp32", {"dtype": "float16"}, "fp16"),
+        ("fp32", {"dtype": "bfloat16"}, "bf16"),
+        ("fp32", {"precision": "bf16", "threads": 2}, "bf16"),
+        ("fp32", {"tf32": True}, "tf32"),
+        ("fp32", {"tf32": True, "dtype": "float16"}, "fp16"),
+        ("fp16", {"precision": "f32"}, "fp16"),
+        ("int8", {"precision": "bf16", "tf32": True}, "int8"),
+        (None, {"dtype": "float16"}, None),
+    ],
+)
+def test_a_model_is_computed_in_its_own_precision_or_the_lower_one_asked_for(own, options, expected):
+    assert computed(own, options) == expected
