@@ -50,6 +50,7 @@ format: $(VENV)/.dev ## Rewrite the sources in the house format
 
 bench: $(VENV)/.dev ## Measurements against peers; results in benchmarks/results
 	$(BIN)/python benchmarks/onnx_export.py
+	$(BIN)/python benchmarks/overhead.py
 
 clean: ## Remove what was built, not the environment
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
