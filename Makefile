@@ -50,6 +50,7 @@ format: $(VENV)/.dev ## Rewrite the sources in the house format
 
 bench: $(VENV)/.dev ## Measurements against peers; results in benchmarks/results
 	$(BIN)/python benchmarks/onnx_export.py
+	$(BIN)/python benchmarks/overhead.py
 
 bench-gpu: $(VENV)/.dev ## What needs a GPU; the results say "not run" without one
 	$(BIN)/python benchmarks/gpu.py
