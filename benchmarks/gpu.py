@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=_HERE / "results" / "gpu.json")
     given = parser.parse_args()
     search = find_devices()
+    result: dict[str, Any]
     if not search.devices and not given.rehearse:
         result = {"status": "not run", "reason": search.reason, "environment": describe()}
     else:
@@ -58,7 +60,7 @@ class _Run:
     def __init__(self, given: argparse.Namespace, folder: Path) -> None:
         self.given, self.folder = given, folder
         self.files: dict[str, Path] = {}
-        self.engines: dict[str, Path] = {}
+        self.engines: list[str] = []
         self.where = "cpu" if given.rehearse else "cuda"
 
     def all(self) -> dict[str, Any]:
@@ -97,9 +99,7 @@ class _Run:
         found: dict[str, Any] = {"packages": {item.name: item.version for item in survey().working}}
         for item in survey().working:
             for precision, source in self.files.items():
-                found[f"{item.name} {precision}"] = _guarded(
-                    lambda i=item, p=precision, s=source: self._engine(i, p, s)
-                )
+                found[f"{item.name} {precision}"] = _guarded(partial(self._engine, item, precision, source))
         return found
 
     def _engine(self, item: Any, precision: str, source: Path) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class _Run:
         options = BuildOptions(sizes=(Size(1), Size(8), Size(_LARGEST)))
         path = self.folder / f"{item.name}-{precision}.engine"
         report = build_engine(source, path, options, name=item.name)
-        self.engines[f"{item.name.replace('_', '-')}:{path}@model={source}"] = path
+        self.engines.append(f"{item.name.replace('_', '-')}:{path}@model={source}")
         told = report.to_json()
         return {name: told[name] for name in ("bytes", "build_seconds", "precision", "summary", "notes")}
 
