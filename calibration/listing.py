@@ -31,6 +31,10 @@ class ImageFile:
     class_name: str | None = None
     row: int | None = None
 
+    def __str__(self) -> str:
+        """The path, and the row of an array file: ``images.npy[7]``."""
+        return str(self.path) if self.row is None else f"{self.path}[{self.row}]"
+
 
 def find_images(root: Path) -> list[ImageFile]:
     """The images that ``root`` names, in an order that depends on names alone.

@@ -158,7 +158,7 @@ def compare_models(
         "preprocessing": contract.to_json(),
         "preprocessing_sha256": contract.sha256(),
     }
-    return CompareReport(facts[0], tuple(rows), data, _notes(models, simulations))
+    return CompareReport(facts[0], tuple(rows), data, _notes(models))
 
 
 def _simulations(models: Sequence[Opening], most: int) -> dict[int, Int8SimRuntime]:
@@ -239,10 +239,10 @@ def _tolerance(model: Opening, options: CompareOptions, simulated: bool) -> Tole
     return replace(row, **changed, reason=f"As asked for. {row.reason}") if changed else row
 
 
-def _notes(models: Sequence[Opening], simulations: dict[int, Int8SimRuntime]) -> tuple[str, ...]:
+def _notes(models: Sequence[Opening]) -> tuple[str, ...]:
     notes = [f"{model.label}: {note}" for model in models for note in model.notes]
     for index, model in enumerate(models):
-        if index and model.precision == "int8" and index not in simulations and model.spec.name != "int8-sim":
+        if index and model.precision == "int8" and model.onnx is None:
             notes.append(
                 f"{model.label} was not held against its simulation: its ONNX file is not known (option model=FILE)"
             )

@@ -217,12 +217,8 @@ def _row(found: Evaluated, files: Sequence[ImageFile]) -> dict[str, Any]:
     }
     if found.changes is not None:
         changes = found.changes.to_json()
-        changes["changes"] = [{"file": _name(files[each.pop("index")]), **each} for each in changes["changes"]]
+        changes["changes"] = [{"file": str(files[each.pop("index")]), **each} for each in changes["changes"]]
     return {**found.accuracy.to_json(), **changes, "seconds": found.seconds, "used": found.used}
-
-
-def _name(file: ImageFile) -> str:
-    return str(file.path) if file.row is None else f"{file.path}[{file.row}]"
 
 
 def _finding(found: Evaluated, first: Evaluated, max_drop: float | None) -> str | None:

@@ -115,9 +115,8 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def _run(arguments: Sequence[str], document: TextIO | None) -> int:
     try:
-        cli.main(args=list(arguments), prog_name="resnet-export", standalone_mode=False, obj=document)
-    except click.exceptions.Exit as error:
-        return error.exit_code
+        # Without its standalone mode, click returns the code of an Exit, and None after a command.
+        code = cli.main(args=list(arguments), prog_name="resnet-export", standalone_mode=False, obj=document)
     except BrokenPipeError:
         return 0  # the reader, `head` for one, has seen enough
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (the last boundary: a person gets a line)
@@ -129,7 +128,7 @@ def _run(arguments: Sequence[str], document: TextIO | None) -> int:
         if document is not None:
             failure_document(document, line, code, error)
         return code
-    return 0
+    return int(code or 0)
 
 
 def _verdict(error: BaseException) -> tuple[str, int]:

@@ -29,7 +29,7 @@ Examples:
 @models_argument
 @click.option("--batch", "sizes", type=click.IntRange(1, 4096), multiple=True, default=(1,), show_default=True,
               metavar="N", help="Images in a run; may be repeated.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N",
+@click.option("--rounds", type=click.IntRange(2, 10_000), default=20, show_default=True, metavar="N",
               help="Turns that every model gets.")  # fmt: skip
 @click.option("--turn-ms", type=click.FloatRange(min=0, min_open=True), default=100.0, show_default=True, metavar="MS",
               help="About how long a turn is.")  # fmt: skip
