@@ -7,7 +7,7 @@ WORKERS ?= 2
 DIGITS := examples/digits
 DEMO := build/demo
 
-.PHONY: demo test test-all test-gpu lint format bench clean help
+.PHONY: demo test test-all test-gpu lint format bench bench-gpu clean help
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,10 @@ format: $(VENV)/.dev ## Rewrite the sources in the house format
 
 bench: $(VENV)/.dev ## Measurements against peers; results in benchmarks/results
 	$(BIN)/python benchmarks/onnx_export.py
+	$(BIN)/python benchmarks/overhead.py
+
+bench-gpu: $(VENV)/.dev ## What needs a GPU; the results say "not run" without one
+	$(BIN)/python benchmarks/gpu.py
 
 clean: ## Remove what was built, not the environment
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from calibration.preprocess import Preprocessing
 from exporter.quantisation_inputs import stored_contract
+from exporter.subjects import Subject
 from runtimes.base import Runtime
 from runtimes.errors import GraphError, ResnetExportError
 from runtimes.precision import Precision, computed, precision_of, sidecar
@@ -60,6 +61,10 @@ class Opening:
     def label(self) -> str:
         """The spec as text, in one spelling."""
         return self.spec.label
+
+    def subject(self) -> Subject:
+        """The same, for those who measure."""
+        return Subject(self.label, self.spec.name, self.spec.file, self.runtime)
 
 
 def prepare(spec: RuntimeSpec | str) -> Opening:

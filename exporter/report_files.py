@@ -86,7 +86,9 @@ def report_of(documents: Mapping[str, dict[str, Any]], made: str | None, title: 
 
     evaluated = documents.get("evaluate") or {}
     return Report(
-        **documents,
+        parity=documents.get("parity"),
+        evaluate=documents.get("evaluate"),
+        bench=documents.get("bench"),
         title=title or _title(documents),
         date=made,
         stages=tuple(_stages(documents.get("parity"))),

@@ -100,8 +100,9 @@ class Evaluation:
         """
         check_logits(logits, len(labels))
         classes = logits.shape[1]
-        self._take_classes(classes)
         check_labels(labels, indices, classes)
+        self._take_classes(classes)
+        labels = labels.astype(np.int64, copy=False)
         finite = np.isfinite(logits).all(axis=1)
         own = np.take_along_axis(logits, labels[:, None], axis=1)
         # [N, classes] -> [N]: how many classes come before the label
@@ -193,7 +194,7 @@ def check_labels(labels: Integers, indices: Integers, classes: int) -> None:
     Raises:
         DataError: Naming the first such image.
     """
-    if labels.ndim != 1 or labels.shape != indices.shape or labels.dtype.kind != "i":
+    if labels.ndim != 1 or labels.shape != indices.shape or labels.dtype.kind not in "iu":
         received = f"{labels.dtype} {list(labels.shape)} and indices {list(indices.shape)}"
         raise DataError(f"labels: received {received}, expected integers [N] and as many indices")
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))

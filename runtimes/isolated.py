@@ -1,27 +1,29 @@
 """Cold start and memory of a runtime, in a process of its own, so that runtimes do not count each other's.
 
-The process is spawned, not forked: a fork would begin with the parent's memory and libraries. It imports what it needs,
-and the script that was started as well, so that script has to keep its work under ``if __name__ == "__main__"``.
+The process is a new interpreter, not a fork, which would begin with the parent's memory and libraries; and not one of
+``multiprocessing``, which would begin with everything that the parent's main script imports.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import json
+import os
 import pickle
-import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
 
-from runtimes.base import Runtime
+from runtimes.base import Floats, Runtime
 from runtimes.batching import as_input
 from runtimes.errors import ResnetExportError, first_line
 from runtimes.machine import peak_rss_mb
 
+_CHILD: Final = "from runtimes.isolated import child; child()"
 _RUNS: Final = 3  # allocators reach their final size after the first few
 
 
@@ -46,50 +48,60 @@ def cold_start(create: Callable[[], Runtime], shape: Sequence[int]) -> ColdStart
     """Start a process, open a runtime in it, and run it a few times.
 
     Args:
-        create: Makes the runtime, not open yet. It has to be picklable: a class or ``functools.partial``, no lambda.
+        create: Makes the runtime, not open yet. It has to be picklable: a class or ``functools.partial``, no lambda,
+            and nothing that is defined in the main script.
         shape: Of the images, ``[N, C, H, W]``; they are seeded noise, made in that process.
     """
     try:
-        # Not by multiprocessing itself: there, torch would move the tensors of a module into shared memory.
-        pickled = pickle.dumps(create)
+        job = pickle.dumps((tuple(shape), pickle.dumps(create)))
     except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
         return _unknown(f"the runtime cannot be sent to a process of its own: {first_line(error)}")
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(there, pickled, tuple(shape)))
+    # What can be imported here has to be importable there; the empty entry is the folder that this process is in.
+    paths = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109 - a string is wanted
+    pipe = subprocess.PIPE
     try:
-        process.start()
-        there.close()
-        found = here.recv()
+        # In a session of its own: Ctrl+C reaches every process of the terminal's, and this one is ended below.
+        process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD], stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": paths},
+        )  # fmt: skip
     except OSError as error:
         return _unknown(f"no process can be started: {error.strerror or first_line(error)}")
-    except EOFError:
-        process.join()
-        return _unknown(f"its own process ended with {process.exitcode} before its first result")
-    finally:
-        here.close()
-        if process.pid is not None:
+    with process:
+        try:
+            output, messages = process.communicate(job)
+        finally:
             process.kill()
-            process.join()
-    return found if isinstance(found, ColdStart) else _unknown(str(found))
+    if process.returncode != 0 or not output:
+        last = (messages.decode(errors="replace").strip().splitlines() or ["no message"])[-1][:200]
+        return _unknown(f"its own process ended with {process.returncode}: {last}")
+    return ColdStart(**json.loads(output))
 
 
-def _child(connection: Connection, pickled: bytes, shape: tuple[int, ...]) -> None:
-    # Ctrl+C reaches every process of the terminal; the parent ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+def child() -> None:
+    """What the process of its own does: a job from standard input, a result as JSON to standard output."""
+    # Libraries print to standard output, which is for the result alone.
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    shape, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent
+    found = _measured(pickled, np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    with os.fdopen(answer, "w") as stream:
+        json.dump(asdict(found), stream)
+
+
+def _measured(pickled: bytes, images: Floats) -> ColdStart:
     begin = time.perf_counter_ns()
     try:
-        create: Callable[[], Runtime] = pickle.loads(pickled)  # noqa: S301 - bytes of the parent, from its own memory
+        create: Callable[[], Runtime] = pickle.loads(pickled)  # noqa: S301 - from the parent
         with create() as runtime:
             feed = as_input(runtime, images)
             runtime.run(feed)
             elapsed = time.perf_counter_ns() - begin
             for _ in range(_RUNS - 1):
                 runtime.run(feed)
-            connection.send(ColdStart(elapsed * 1e-6, peak_rss_mb()))
+            return ColdStart(elapsed * 1e-6, peak_rss_mb())
     except ResnetExportError as error:
-        connection.send(str(error))
+        return _unknown(str(error))
 
 
 def _unknown(remark: str) -> ColdStart:

@@ -1,11 +1,12 @@
-r"""How long runtimes take, beside each other.
+"""How long runtimes take, beside each other.
 
 All of them are open at once and take turns (:mod:`runtimes.turns`). Percentiles are of all measured runs. The median of
 each round makes a pair with the first candidate's of the same round: what a round did to both cancels in their ratio
 (:func:`runtimes.intervals.ratio_of_medians`).
 
 Time is from a host array to a host array: on a GPU both copies are in it, and so are the checks and the copy of
-:meth:`runtimes.base.Runtime.run`. The clock is ``time.perf_counter_ns``, which is steady.
+:meth:`runtimes.base.Runtime.run`. The images are in the element type of the model before the clock starts; it is
+``time.perf_counter_ns``, which is steady.
 """
 
 from __future__ import annotations

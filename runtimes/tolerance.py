@@ -115,8 +115,8 @@ _WINOGRAD = replace(
 _INT8 = Tolerance(
     15.0, 6.0, None, 0.9,
     "Whether the right thing was asked for: 8 bits per tensor leave ResNets 20 to 35 dB (published and measured ones: "
-    "docs/decisions/0006-int8.md), and below 15 dB the noise is a fifth of the logits and decides among classes. A "
-    "tenth of the images with another class is beyond what quantisation does to a trained network.",
+    "docs/decisions/0006-int8.md), and below 15 dB the noise is a fifth of the logits and decides among classes. "
+    "A tenth of the images with another class is beyond what quantisation does to a trained network.",
 )  # fmt: skip
 
 _OTHERS: Final = ("torch-compile", "onnxruntime", "ort-cuda", "ort-tensorrt", "openvino", "tensorrt", "tensorrt-rtx")
@@ -148,8 +148,8 @@ AS_SIMULATED: Final[Mapping[bool, Tolerance]] = MappingProxyType(
     {
         True: Tolerance(
             34.0, 16.0, None, 0.95,
-            f"{_STEPS_REASON}: ResNet-20 and ResNet-56 on ONNX Runtime measure 59 and 49 dB, on OpenVINO 50 and 42, and "
-            "it grows with depth as rounding does.",
+            f"{_STEPS_REASON}: ResNet-20 and ResNet-56 on ONNX Runtime measure 59 and 49 dB, on OpenVINO 50 and 42; it "
+            "grows with depth as rounding does.",
         ),
         False: Tolerance(
             24.0, 10.0, None, 0.9,

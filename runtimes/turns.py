@@ -37,7 +37,7 @@ class Plan:
     """How long to measure.
 
     Attributes:
-        rounds: Turns that every runtime gets.
+        rounds: Turns that every runtime gets; one alone would not show how much they differ.
         turn_ms: About how long a turn is, in milliseconds: at least one run, at most ``max_runs``.
         max_runs: Runs in a turn, at most.
         warmup_s: Seconds after which a runtime counts as warm even where its times still move.
@@ -45,7 +45,7 @@ class Plan:
         isolated: Whether cold start and memory are measured, in a process for each runtime and batch size.
 
     Raises:
-        InputError: A whole number is below 1 (``seed``: below 0), or a time is not above 0.
+        InputError: ``rounds`` is below 2, ``max_runs`` below 1, ``seed`` below 0, or a time is not above 0.
     """
 
     rounds: int = 20
@@ -57,10 +57,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         times_fit = all(0 < each < math.inf for each in (self.turn_ms, self.warmup_s))  # NaN is not between
-        if min(self.rounds, self.max_runs) < 1 or not times_fit or self.seed < 0:
+        if self.rounds < 2 or self.max_runs < 1 or self.seed < 0 or not times_fit:
             raise InputError(
                 f"received {self.rounds} rounds of {self.turn_ms} ms or {self.max_runs} runs, {self.warmup_s} s of "
-                f"warm-up and seed {self.seed}: give whole numbers from 1, times above 0, a seed from 0"
+                f"warm-up and seed {self.seed}: give 2 rounds or more, 1 run or more, times above 0, a seed from 0"
             )
 
 

@@ -23,9 +23,9 @@ Examples:
 
 
 @click.command("bench", epilog=_EXAMPLES, short_help="Measure latency, throughput and memory.",
-               help=f"Measure every model in turns, so that a noisy machine hurts all alike.\n\n{SPECS}\n\nTimes are of "
-                    "one run, from an array in memory to an array in memory. With --data the arrays are images; without, "
-                    "seeded noise of the size that the models take.")  # fmt: skip
+               help=f"Measure every model in turns, so that a noisy machine hurts all alike.\n\n{SPECS}\n\nTimes are "
+                    "of one run, from an array in memory to an array in memory. With --data the arrays are images; "
+                    "without, seeded noise of the size that the models take.")  # fmt: skip
 @models_argument
 @click.option("--batch", "sizes", type=click.IntRange(1, 4096), multiple=True, default=(1,), show_default=True,
               metavar="N", help="Images in a run; may be repeated.")  # fmt: skip

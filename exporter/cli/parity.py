@@ -25,8 +25,8 @@ Examples:
 
 @click.command("parity", epilog=_EXAMPLES, short_help="Hold models on runtimes against the first.",
                help="Hold every model against the first, on images, and say with exit code 1 when one differs.\n\n"
-                    f"{SPECS}\n\nAn INT8 model is judged twice: against the simulation of its file (was computed what it asks "
-                    "for?) and against the first model (does it ask for the right thing?).")  # fmt: skip
+                    f"{SPECS}\n\nAn INT8 model is judged twice: against the simulation of its file (was computed what "
+                    "it asks for?) and against the first model (does it ask for the right thing?).")  # fmt: skip
 @models_argument
 @data_options(required=True, images="How many, sampled evenly over classes; 0: all.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=32, show_default=True, metavar="N",
@@ -66,7 +66,8 @@ def command(document: TextIO | None, /, **given: Any) -> None:
             from exporter.drift_rows import drift_rows
 
             with moving("drift", silent) as progress:
-                told["drift"] = drift_rows(models, report, listing, contract, options, progress)
+                told["drift"] = drift_rows(models, listing, contract, seed=given["seed"], on_progress=progress)
+            told["passed"] = report.passed and all(row["passed"] for row in told["drift"])
         write_reports(places, parity=told)
     if document is not None:
         from exporter.cli.stdout import write_document
@@ -76,7 +77,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         from exporter.cli.console import stdout_console
 
         _show(stdout_console(), report, told.get("drift") or ())
-    if not report.passed:
+    if not told["passed"]:
         raise click.exceptions.Exit(1)
 
 
@@ -100,10 +101,9 @@ def _show(console: Console, report: CompareReport, drift: Any) -> None:
         console.print(Text.assemble(("  drift  ", "yellow"), f"{found['label']}: {place}"), soft_wrap=True)
     if report.notes:
         print_notes(console, report.notes)
-    failed = sum(not row["passed"] for row in report.results)
-    verdict = (
-        ("✓ all agree", "green") if report.passed else (f"✗ {failed} of {len(report.results)} do not agree", "red")
-    )
+    rows = (*report.results, *drift)
+    failed = sum(not row["passed"] for row in rows)
+    verdict = ("✓ all agree", "green") if report.passed else (f"✗ {failed} of {len(rows)} do not agree", "red")
     console.print(Text.assemble(verdict))
 
 

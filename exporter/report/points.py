@@ -61,7 +61,7 @@ def trade_off(parity: Document, evaluate: Document, bench: Document) -> TradeOff
     """
     latencies = _one_batch(text.rows_of(bench))
     accuracy = _by_label(text.rows_of(evaluate), "top1")
-    agreement = _by_label(text.rows_of(parity), "top1_agreement")
+    agreement = _by_label([row for row in text.rows_of(parity) if not row.get("simulated")], "top1_agreement")
     judged = {text.label_of(row): row for row in text.rows_of(parity)}
     measured = accuracy if latencies.keys() & accuracy.keys() else {**_reference(parity, latencies), **agreement}
     key = "top1" if measured is accuracy else "top1_agreement"

@@ -36,7 +36,7 @@ def _pipeline(report: Report) -> Section:
     blocks = picture(
         "chart-pipeline", "Each stage and its SQNR", lambda ident, width: pipeline_chart(ident, report.stages, width)
     )
-    lead = "Every stage is compared with what went in. SQNR is signal over error: 20 dB more is a tenth of the error."
+    lead = "Every stage is compared with the first. SQNR is signal over error: 20 dB more is a tenth of the error."
     return Section("pipeline", "The way of the model", lead, blocks)
 
 

@@ -172,9 +172,9 @@ def mapping(document: Any, key: str) -> dict[str, Any]:
 
 
 def label_of(row: dict[str, Any]) -> str:
-    """What a result is called: its label, else its runtime and file."""
-    given = row.get("label")
-    return str(given) if given else ":".join(str(row[key]) for key in ("runtime", "file") if row.get(key)) or "unnamed"
+    """What a result is called: its label, else its runtime and file; and that it was held against its simulation."""
+    given = row.get("label") or ":".join(str(row[key]) for key in ("runtime", "file") if row.get(key)) or "unnamed"
+    return f"{given} as simulated" if row.get("simulated") else str(given)
 
 
 def _with_unit(text: str, unit: str) -> str:

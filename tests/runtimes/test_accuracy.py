@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtimes.accuracy import NO_CLASS, Evaluation, predictions
@@ -34,6 +34,7 @@ CASES = st.integers(1, 8).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(CASES)
 def test_accuracy_is_what_sorting_each_row_shows(case):
     logits, labels = [row for row, _ in case], [label for _, label in case]
@@ -44,6 +45,7 @@ def test_accuracy_is_what_sorting_each_row_shows(case):
     assert found.not_finite == sum(not np.isfinite(row).all() for row in logits)
 
 
+@settings(deadline=None)
 @given(CASES, st.data())
 def test_parts_merged_in_any_order_give_the_whole(case, data):
     logits, labels = np.array([row for row, _ in case], np.float32), np.array([label for _, label in case])
@@ -58,6 +60,7 @@ def test_parts_merged_in_any_order_give_the_whole(case, data):
     assert merged.result() == evaluated(logits, labels)
 
 
+@settings(deadline=None)
 @given(CASES)
 def test_a_prediction_is_the_first_of_the_largest_logits_and_none_where_one_is_not_finite(case):
     logits = np.array([row for row, _ in case], np.float32)
@@ -112,6 +115,13 @@ def test_logits_of_another_kind_are_refused(logits):
 def test_labels_that_are_no_integers_are_refused():
     with pytest.raises(DataError, match="expected integers"):
         Evaluation().update(np.eye(3), np.zeros(3), np.arange(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "uint64"])
+def test_labels_may_be_integers_of_any_kind(kind):
+    evaluation = Evaluation()
+    evaluation.update(np.eye(3), np.arange(3).astype(kind), np.arange(3))
+    assert evaluation.result().top1 == 1.0
 
 
 def test_another_number_of_classes_is_refused_in_an_update_and_in_a_merge():

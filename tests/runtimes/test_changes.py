@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtimes.changes import Change, Changes
@@ -22,6 +22,7 @@ def compared(rows, places=None, keep=1000):
     return changes
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_counts_are_those_of_a_loop_over_the_images(rows):
     found = compared(rows).result()
@@ -36,6 +37,7 @@ def test_counts_are_those_of_a_loop_over_the_images(rows):
     assert [each.image for each in found.changes] == [i for i, (a, b, _) in enumerate(rows) if a != b]
 
 
+@settings(deadline=None)
 @given(ROWS, st.integers(0, 5), st.data())
 def test_parts_merged_in_any_order_give_the_whole_list_and_all(rows, keep, data):
     part = data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)))

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from runtimes.intervals import agreement_interval, mcnemar, ratio_of_medians, wilson
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**7).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
 def test_wilsons_interval_is_scipys(counts, confidence):
     successes, n = counts
@@ -20,6 +21,7 @@ def test_wilsons_interval_is_scipys(counts, confidence):
     assert wilson(successes, n, confidence) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilsons_interval_holds_the_fraction_and_stays_within_0_and_1(counts):
     successes, n = counts
@@ -34,12 +36,14 @@ def test_a_fraction_that_is_none_has_no_interval(arguments):
         wilson(*arguments)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_interval_of_an_agreement_is_that_of_its_count(counts):
     same, n = counts
     assert agreement_interval(same / n, n) == wilson(same, n)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemars_p_is_the_sum_over_all_outcomes_that_are_no_likelier(first, second):
     n = first + second
@@ -99,7 +103,7 @@ def test_the_interval_holds_the_true_ratio_about_as_often_as_it_says():
     assert 180 <= inside <= 200  # 190 expected; 4 standard deviations are 12
 
 
-@settings(max_examples=20)
+@settings(deadline=None)
 @given(st.floats(1e-6, 1e6))
 def test_the_unit_does_not_matter(unit):
     times, first = np.random.default_rng(3).lognormal(size=(2, 15))

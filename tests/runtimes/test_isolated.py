@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
 import sys
 from functools import partial
 
@@ -17,12 +17,6 @@ from tests.runtimes.models import FunctionRuntime, onnx_linear, weights
 
 SHAPE = (2, 3, 4, 4)
 BALLAST = 200 << 20
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left():
-    yield
-    assert not multiprocessing.active_children()
 
 
 def peak(found: ColdStart) -> float:
@@ -41,6 +35,12 @@ def light(batch):
 
 def dies(batch):
     os._exit(7)
+
+
+def talks(batch):
+    print('{"cold_start_ms": 0}', flush=True)  # noqa: T201
+    os.write(1, b"and not by Python")
+    return light(batch)
 
 
 def fails(batch):
@@ -74,7 +74,44 @@ def test_a_runtime_that_cannot_be_sent_has_a_remark_instead():
 
 
 def test_a_process_that_dies_has_a_remark_with_its_exit_code():
-    assert "ended with 7" in str(cold_start(partial(FunctionRuntime, dies), SHAPE).remark)
+    assert "ended with 7: no message" in str(cold_start(partial(FunctionRuntime, dies), SHAPE).remark)
+
+
+def test_what_a_library_prints_is_not_taken_for_the_result(capfd):
+    found = cold_start(partial(FunctionRuntime, talks), SHAPE)
+    assert found.cold_start_ms is not None
+    assert found.cold_start_ms > 0
+    assert capfd.readouterr().out == ""
+
+
+def test_the_main_script_needs_no_guard_and_its_imports_are_not_counted(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from functools import partial\n"
+        "from runtimes.isolated import cold_start\n"
+        "from tests.runtimes import test_isolated as own\n"
+        "print(cold_start(partial(own.FunctionRuntime, own.light), own.SHAPE).peak_rss_mb)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+    )
+    if sys.platform == "linux":
+        assert float(done.stdout) < 200
+
+
+def test_an_interrupt_ends_the_process(monkeypatch):
+    started = []
+
+    def interrupted(self, *arguments):
+        started.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cold_start(partial(FunctionRuntime, light), SHAPE)
+    assert started[0].returncode is not None
 
 
 def test_a_runtime_that_fails_has_its_error_as_the_remark():

@@ -1,0 +1,94 @@
+"""Drift of every model that was compared, where its ONNX file is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from calibration.images import batches
+from calibration.listing import ImageFile, sample
+from calibration.preprocess import Preprocessing
+from exporter.drift.job import drift_of
+from exporter.opening import Opening, load_module
+from runtimes.base import Array
+from runtimes.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: A layer's own share settles within a few images: every pixel of every channel counts.
+IMAGES: Final = 32
+
+
+def drift_rows(
+    models: Sequence[Opening],
+    listing: Sequence[ImageFile],
+    contract: Preprocessing,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Follow every model's difference from the first through the layers.
+
+    Args:
+        models: The first is the reference.
+        listing: Images, of which :data:`IMAGES` are sampled.
+        contract: How they become the models' input.
+        seed: Of the sample.
+        on_progress: Hears of the number of models done, and of all.
+
+    Returns:
+        A drift document with ``label`` for each; one whose ONNX file is not known has no layers, and says so.
+
+    Raises:
+        InputError: The reference is neither a module nor a float ONNX file.
+        GraphError: A side cannot be read or run, or no layer has the same name on both.
+    """
+    reference = _reference(models[0])
+    files = sample(listing, IMAGES, seed)
+    found = []
+    for number, model in enumerate(models[1:], start=1):
+        if model.onnx is None:
+            found.append(_unknown(model))
+        else:
+            fixed = _fixed_batch(model)
+            drift = drift_of(model.onnx, reference, _whole(files, contract, fixed))
+            document = drift.to_json() | {"runtime": model.spec.name, "file": model.spec.file}
+            found.append({"label": model.label, **document, "passed": drift.passed})
+        if on_progress:
+            on_progress(number, len(models) - 1)
+    return found
+
+
+def _reference(model: Opening) -> nn.Module | Path:
+    if model.spec.kind in ("checkpoint", "source"):
+        return load_module(model.spec).module
+    if model.onnx is None or model.precision == "int8":
+        raise InputError(
+            f"{model.label} cannot be the reference of a drift: expected a module or a float ONNX file first, whose "
+            "layers can be looked at"
+        )
+    return model.onnx
+
+
+def _fixed_batch(model: Opening) -> int | None:
+    """Images that the model takes at a time; known once it has been open."""
+    shape = model.runtime.inputs[0].shape
+    return shape[0] if shape else None
+
+
+def _whole(files: Sequence[ImageFile], contract: Preprocessing, fixed: int | None) -> Iterator[Array]:
+    """Batches of which none is shorter than a fixed one."""
+    size = fixed or min(16, len(files))
+    read = (tensor for tensor, _ in batches(files, contract, size, max_bad=1.0))
+    return (tensor for tensor in islice(read, max(IMAGES // size, 1)) if fixed is None or len(tensor) == fixed)
+
+
+def _unknown(model: Opening) -> dict[str, Any]:
+    told = "not looked at: its ONNX file is not known; give it with the option model=FILE"
+    return {
+        "label": model.label, "runtime": model.spec.name, "file": model.spec.file, "layers": [], "first": None,
+        "probed": told, "passed": True,
+    }  # fmt: skip
