@@ -10,6 +10,7 @@ import io
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -84,7 +85,7 @@ class OpenVinoRuntime(Runtime):
             import openvino
         except ImportError as error:
             raise missing_package("openvino", "openvino") from error
-        core = openvino.Core()
+        core = _core()
         self._require_device(core.available_devices)
         if not isinstance(self._model, bytes):
             from runtimes.reading import check_external
@@ -189,6 +190,18 @@ class OpenVinoRuntime(Runtime):
 
     def _translated(self, what: str, error: Exception) -> GraphError:
         return GraphError(f"{self._label()} {what}: {_reason(error)}")
+
+
+@cache
+def _core() -> Any:
+    """One for the whole process.
+
+    Each ``Core`` gives the thread a stack of its own for signals, and unmaps it when it goes. Where they do not go in
+    the reverse order of their making, one that is gone stays in use, and Ctrl-C is a segmentation fault (2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _port_name(port: Any) -> str:
