@@ -82,7 +82,7 @@ class OrtRuntime(Runtime):
             import onnxruntime
         except ImportError as error:
             raise missing_package("onnxruntime") from error
-        self._failures = _failure_classes()
+        self._failures = failure_classes()
         self._require_providers(onnxruntime.get_available_providers(), "this onnxruntime has")
         source = self._model if isinstance(self._model, bytes) else str(self._model)
         try:
@@ -167,7 +167,7 @@ class OrtRuntime(Runtime):
         return GraphError(f"{self._label()} {what}: {_first_line(error)}")
 
 
-def _failure_classes() -> tuple[type[Exception], ...]:
+def failure_classes() -> tuple[type[Exception], ...]:
     """Every exception class of the binding, and what its C++ and Python layers raise besides."""
     from onnxruntime.capi import onnxruntime_pybind11_state as binding
 
