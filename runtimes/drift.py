@@ -17,6 +17,11 @@ A layer whose own ratio leaves its bound is at fault. Noises that have no common
 10 · log10(d)`` of the accumulated ratio, which is the bound of that one. It is reached by sound layers only where
 their errors conspire; the first such layer is told where no layer is at fault by itself.
 
+A pair of Q/DQ has one scale for all channels, so its own ratio is that of the whole tensor. A scale that is *too
+large* only costs resolution, 6 dB for twice the right one, and no fixed bound sees it. But half of a right scale would
+clip, and half of a doubled one clips next to nothing: where half the scale leaves less than :data:`COARSE_DB` of the
+noise on enough images, the scale is called too large.
+
 Everything is summed in float64. Memory does not grow with the number of images.
 """
 
@@ -74,6 +79,13 @@ BOUNDS: Final[Mapping[str, DriftBound]] = MappingProxyType(
     }
 )
 """Bounds by the numbers that a layer computes with."""
+
+
+COARSE_DB: Final = 5.2
+"""How much better half of a scale must be for the scale to be too large, in decibels; of a doubled one it is 5.3 to
+6.0 dB better, of a fitted one 0 to 20 dB worse."""
+COARSE_IMAGES: Final = 16
+"""Images before which nothing is said of that: few do not reach the ends of a range that was chosen from many."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +247,15 @@ class ChannelNoise:
 
 
 def layer_drift(
-    layer: str, op: str, depth: int, *, accumulated: ChannelNoise, own: ChannelNoise, bound: DriftBound
+    layer: str,
+    op: str,
+    depth: int,
+    *,
+    accumulated: ChannelNoise,
+    own: ChannelNoise,
+    bound: DriftBound,
+    whole: DriftBound,
+    finer_db: float | None = None,
 ) -> LayerDrift:
     """The row of one layer.
 
@@ -246,13 +266,21 @@ def layer_drift(
         accumulated: Differences as the file runs.
         own: Differences where the layer is given the reference's inputs.
         bound: What it may add.
+        whole: What a layer of the file may add at the most.
+        finer_db: Own ratio of a pair of Q/DQ with half its scale; None where that says nothing.
     """
     own_db, channel = own.worst()
-    sqnr_db, bound_db = accumulated.total_db(), bound.accumulated_db(depth)
+    own_bound_db = bound.own_db
+    if op == "QuantizeLinear":
+        own_db = own.total_db()
+        own_bound_db = max(own_bound_db, finer_db - COARSE_DB) if finer_db is not None else own_bound_db
+    sqnr_db, bound_db = accumulated.total_db(), whole.accumulated_db(depth)
     finding = None
-    if not own_db >= bound.own_db:
-        reason = own.problem or f"its own noise is {-own_db:+.1f} dB in channel {channel}"
-        finding = f"{layer} itself: {reason}; at most {-bound.own_db:+.1f} dB is allowed"
+    if not own_db >= own_bound_db:
+        reason = own.problem or f"its own noise is {-own_db:+.1f} dB of the signal"
+        finding = f"{layer} itself: {reason}; at most {-own_bound_db:+.1f} dB is allowed"
+        if own_bound_db > bound.own_db and own_db >= bound.own_db:
+            finding = f"{layer} itself: its scale is about twice what the values need"
     elif not sqnr_db >= bound_db:
         reason = accumulated.problem or f"{sqnr_db:.1f} dB are left, at least {bound_db:.1f} dB are required"
         finding = f"{layer} after {depth} layers: {reason}"
@@ -266,7 +294,7 @@ def layer_drift(
         rms=own.rms,
         bound_db=bound_db,
         own_db=own_db,
-        own_bound_db=bound.own_db,
+        own_bound_db=own_bound_db,
         channel=channel,
         passed=finding is None,
         finding=finding,
@@ -287,5 +315,3 @@ def _decibels(signal: float, noise: float) -> float:
     if signal == 0.0:
         return -SQNR_CAP_DB
     return min(max(10.0 * (math.log10(signal) - math.log10(noise)), -SQNR_CAP_DB), SQNR_CAP_DB)
-
-

@@ -91,6 +91,25 @@ def forms(
     return found
 
 
+def with_half_the_scale(network: Network, point: Point, form: Form, real: Array) -> Array:
+    """What a pair of Q/DQ would give with half of its scale, in real values.
+
+    Args:
+        network: The judged file.
+        point: The pair, of one scale.
+        form: How it stores.
+        real: Values of the reference.
+    """
+    node = network.producers[point.tensor]
+    zero = network.initializers.get(node.input[2] if len(node.input) > 2 else "", np.zeros(1, np.uint8))
+    low = 0.0 if form.offset else (-_LEVELS if zero.dtype == np.int8 else 0.0) - float(zero.reshape(-1)[0])
+    step = float(network.initializers[node.input[1]].reshape(-1)[0]) / 2
+    gains = _along(form.gains, real)
+    whole = np.clip(np.rint(real.astype(np.float64) * gains / step), low, low + 2 * _LEVELS - 1)
+    finer: Array = whole * step / gains
+    return finer
+
+
 def _along(gains: npt.NDArray[np.float64] | None, values: Array) -> npt.NDArray[np.float64] | float:
     return 1.0 if gains is None else gains.reshape(-1, *[1] * (values.ndim - 2))
 

@@ -7,7 +7,6 @@ layer's own difference (:mod:`runtimes.drift` has the equations). The file itsel
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,12 +18,12 @@ import numpy as np
 import onnx
 
 from calibration.graph import SHARING, Network
-from exporter.drift.forms import PLAIN, Form, forms, input_of, pixels_as_input
+from exporter.drift.forms import PLAIN, Form, forms, input_of, pixels_as_input, with_half_the_scale
 from exporter.drift.match import Matching, Point, depths, match
 from exporter.drift.reference import INPUT, Reference, reference_of
 from exporter.graph.metadata import read_metadata
 from runtimes.base import Array
-from runtimes.drift import BOUNDS, ChannelNoise, Drift, LayerDrift, layer_drift
+from runtimes.drift import BOUNDS, COARSE_IMAGES, ChannelNoise, Drift, LayerDrift, layer_drift
 from runtimes.errors import GraphError, TensorError, first_line
 from runtimes.probes import Edge, Probes, cut, probed
 from runtimes.reading import read_model
@@ -79,6 +78,7 @@ class _Row:
     point: Point
     accumulated: ChannelNoise = field(default_factory=ChannelNoise)
     own: ChannelNoise = field(default_factory=ChannelNoise)
+    finer: ChannelNoise | None = None  # of a pair of Q/DQ, with half its scale
 
 
 class _Job:
@@ -140,13 +140,18 @@ class _Job:
         own = self._cut.run({self._network.input: self._cast(given), **feeds})
         own[self._network.input] = given
         for row in self._rows:
-            row.own.update(values[row.point.key], self._real(row.point, own))
+            signal = values[row.point.key]
+            row.own.update(signal, self._real(row.point, own))
+            if row.finer is not None:
+                form = self._forms.get(row.point.tensor, PLAIN)
+                finer = with_half_the_scale(self._network, row.point, form, signal)
+                row.finer.update(signal, finer)
         self._images += len(given)
 
     def _prepare(self, judged: dict[str, Array], values: dict[str, Array], given: Array) -> dict[str, Array]:
         """What only the first images show: shapes, element types and how values are stored."""
         others = [
-            point.layer
+            point.key
             for point in self._matching.points
             if point.op in SHARING and judged[point.tensor].shape != values[point.key].shape
         ]
@@ -158,7 +163,7 @@ class _Job:
             values.update(self._reference.values(values[INPUT], keys - {INPUT}))
         points = self._matching.points
         self._forms = forms(self._network, points, judged, values, self._metadata.get("quantisation") or {})
-        self._rows = [_Row(point) for point in points]
+        self._rows = [_Row(point, finer=self._finer(point)) for point in points]
         self._kinds = {point.tensor: self._kind(point, judged[point.tensor]) for point in points}
         edges: dict[Edge, str] = {}
         for edge, (tensor, key) in self._matching.edges.items():
@@ -205,10 +210,23 @@ class _Job:
             return "int8"
         return "fp16" if values.dtype == np.float16 else "fp32"
 
+    def _finer(self, point: Point) -> ChannelNoise | None:
+        """Only where the range was fitted: that of ``minmax`` is as wide as the widest image, however rare."""
+        method = (self._metadata.get("quantisation") or {}).get("method", "minmax")
+        node = self._network.producers.get(point.tensor)
+        if point.op != "QuantizeLinear" or method == "minmax" or node is None or node.op_type != "DequantizeLinear":
+            return None
+        scale = self._network.initializers.get(node.input[1])
+        return ChannelNoise() if scale is not None and scale.size == 1 else None
+
     def _row(self, row: _Row, depth: int) -> LayerDrift:
         bound = BOUNDS[self._kinds[row.point.tensor]]
         point = row.point
-        return layer_drift(point.layer, point.op, depth, accumulated=row.accumulated, own=row.own, bound=bound)
+        whole = BOUNDS[max(self._kinds.values(), key=lambda kind: -BOUNDS[kind].own_db)]
+        return layer_drift(
+            point.layer, point.op, depth, accumulated=row.accumulated, own=row.own, bound=bound, whole=whole,
+            finer_db=row.finer.total_db() if row.finer is not None and self._images >= COARSE_IMAGES else None,
+        )  # fmt: skip
 
 
 def _stored(form: Form, real: Array, dtype: np.dtype[Any]) -> Array:

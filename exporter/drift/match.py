@@ -17,7 +17,7 @@ from typing import Final
 
 import onnx
 
-from calibration.graph import Network
+from calibration.graph import WEIGHTED, Network
 from exporter.drift.reference import INPUT, TRANSPARENT, Layer
 from runtimes.probes import Edge
 
@@ -94,6 +94,7 @@ class _Matcher:
             if self._network.is_activation(node.output[0]):
                 self._by_name(node)
         self._unfold()
+        self._fold()
         for name, node in self._named.items():
             self._settle(self._layers[name], node)
         return Matching(tuple(self._in_order()), dict(self._edges()))
@@ -103,7 +104,7 @@ class _Matcher:
         if node.op_type == "QuantizeLinear":
             key = name.removesuffix(_QUANTISED)
             given = self._points.get(node.input[0])
-            if key not in self._layers and key != INPUT:
+            if key in self._others or (key not in self._layers and key != INPUT):
                 key = given.key if given else ""
             if key:
                 for reader in self._network.consumers.get(node.output[0], ()):
@@ -119,9 +120,21 @@ class _Matcher:
             before = self._points.get(node.input[0]) if node.input else None
             if node.op_type != "BatchNormalization" or before is None or node.output[0] in self._points:
                 continue
-            if before.op in ("Conv", "Gemm") and not self._normalised(before.key):
+            if before.op in WEIGHTED and not self._normalised(before.key):
                 del self._points[before.tensor]
                 self._points[node.output[0]] = replace(before, tensor=node.output[0])
+
+    def _fold(self) -> None:
+        """Where only the reference has BatchNorms, the file's convolutions give their outputs."""
+        norms = {
+            layer.inputs[0]: layer.name
+            for layer in self._layers.values()
+            if layer.op == "BatchNormalization" and layer.inputs and layer.name not in self._named
+        }
+        for tensor, point in self._points.items():
+            maker = self._named.get(point.key)
+            if maker is not None and maker.op_type in WEIGHTED and point.key in norms:
+                self._points[tensor] = replace(point, key=norms[point.key])
 
     def _normalised(self, key: str) -> bool:
         return any(key in each.inputs and each.op == "BatchNormalization" for each in self._layers.values())
@@ -155,18 +168,17 @@ class _Matcher:
         point = self._points.get(tensor)
         if point is None:
             maker = self._network.producers.get(tensor)
+            if maker is not None and maker.op_type == "DequantizeLinear":
+                maker = self._network.producers.get(maker.input[0])
             if maker is not None:
                 self._points[tensor] = Point(maker.name or missing.name, maker.op_type, tensor, missing.name)
-        elif self._is_norm_of(missing, point) or (point.op == "QuantizeLinear" and missing.op == "Relu"):
+        elif point.op == "QuantizeLinear" and missing.op == "Relu":
             self._points[tensor] = replace(point, key=missing.name)
         elif tensor == node.input[place]:
             self._redirected[self._places[id(node)], place] = missing.name
             stand_in = Point(missing.name, missing.op, tensor, missing.name)
             if stand_in not in self._stand_ins:
                 self._stand_ins.append(stand_in)
-
-    def _is_norm_of(self, missing: Layer, point: Point) -> bool:
-        return missing.op == "BatchNormalization" and point.key in missing.inputs and point.op in ("Conv", "Gemm")
 
     def _source(self, tensor: str) -> str:
         """The nearest compared tensor before the nodes that quantisation put between."""

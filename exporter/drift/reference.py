@@ -76,7 +76,7 @@ class Reference(ABC):
     def __enter__(self) -> Reference:
         return self
 
-    def __exit__(
+    def __exit__(  # noqa: B027 - a module holds nothing that is to be given back
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what was opened."""
