@@ -96,7 +96,7 @@ class _Job:
         self._cut: Probes | None = None
         self._fed: dict[str, tuple[str, str, np.dtype[Any]]] = {}  # input of the cut copy -> tensor, layer, dtype
         self._rows: list[_Row] = []
-        self._kinds: dict[str, str] = {}
+        self._kinds: dict[Point, str] = {}
         self._images = 0
         self._per_image = 0
 
@@ -164,7 +164,7 @@ class _Job:
         points = self._matching.points
         self._forms = forms(self._network, points, judged, values, self._metadata.get("quantisation") or {})
         self._rows = [_Row(point, finer=self._finer(point)) for point in points]
-        self._kinds = {point.tensor: self._kind(point, judged[point.tensor]) for point in points}
+        self._kinds = {point: self._kind(point, judged[point.tensor]) for point in points}
         edges: dict[Edge, str] = {}
         for edge, (tensor, key) in self._matching.edges.items():
             name = f"{tensor}|{key}"
@@ -204,7 +204,9 @@ class _Job:
     def _kind(self, point: Point, values: Array) -> str:
         node = self._network.producers.get(point.tensor)
         quantised = any(node.op_type == "QuantizeLinear" for node in self._network.nodes)
-        if point.op == "QuantizeLinear" or (quantised and (node is None or point.op in _WEIGHTED)):
+        if point.op == "QuantizeLinear" or (quantised and node is None):
+            return "qdq"
+        if quantised and point.op in _WEIGHTED:
             return "int8"
         if self._forms.get(point.tensor, PLAIN).gains is not None:
             return "int8"
@@ -220,7 +222,7 @@ class _Job:
         return ChannelNoise() if scale is not None and scale.size == 1 else None
 
     def _row(self, row: _Row, depth: int) -> LayerDrift:
-        bound = BOUNDS[self._kinds[row.point.tensor]]
+        bound = BOUNDS[self._kinds[row.point]]
         point = row.point
         whole = BOUNDS[max(self._kinds.values(), key=lambda kind: -BOUNDS[kind].own_db)]
         return layer_drift(

@@ -155,7 +155,8 @@ class _Matcher:
     def _paired(self, node: onnx.NodeProto, places: list[int], inputs: tuple[str, ...]) -> list[tuple[int, str]]:
         """The sides of an addition, which may have changed places."""
         read = [self._key_of(node.input[place]) for place in places]
-        if len(inputs) == 2 and (read[0] == inputs[1] or read[1] == inputs[0]):
+        crossed = len(inputs) == 2 and (read[0] == inputs[1] or read[1] == inputs[0])
+        if crossed and read[0] != inputs[0] and read[1] != inputs[1]:
             return [(places[0], inputs[1]), (places[1], inputs[0])]
         return list(zip(places, inputs, strict=True))
 
@@ -176,7 +177,9 @@ class _Matcher:
             self._points[tensor] = replace(point, key=missing.name)
         elif tensor == node.input[place]:
             self._redirected[self._places[id(node)], place] = missing.name
-            stand_in = Point(missing.name, missing.op, tensor, missing.name)
+            # A BatchNorm that is missing without its convolution was folded into one that is missing.
+            norm = missing.op == "BatchNormalization"
+            stand_in = Point(missing.inputs[0] if norm else missing.name, missing.op, tensor, missing.name)
             if stand_in not in self._stand_ins:
                 self._stand_ins.append(stand_in)
 
