@@ -206,9 +206,9 @@ class _Job:
         quantised = any(node.op_type == "QuantizeLinear" for node in self._network.nodes)
         if point.op == "QuantizeLinear" or (quantised and node is None):
             return "qdq"
-        if quantised and point.op in _WEIGHTED:
-            return "int8"
-        if self._forms.get(point.tensor, PLAIN).gains is not None:
+        # Where factors of channels were fitted, no layer is given values that are exact.
+        fitted = any(form.gains is not None for form in self._forms.values())
+        if fitted or (quantised and point.op in _WEIGHTED):
             return "int8"
         return "fp16" if values.dtype == np.float16 else "fp32"
 

@@ -83,9 +83,9 @@ def fp16(kind: str) -> onnx.ModelProto:
 
 
 @cache
-def int8(kind: str, goal: str, folds: Folding | None = None, effort: str = "fast") -> onnx.ModelProto:
+def int8(kind: str, goal: str, folds: Folding | None = None) -> onnx.ModelProto:
     """Quantised with the images that it is compared on."""
-    options = Options(target(goal, folds=folds), effort=effort)  # type: ignore[arg-type]
+    options = Options(target(goal, folds=folds), effort="fast")
     with TemporaryDirectory() as name:
         folder = Path(name)
         for index, each in enumerate(pixels()):
