@@ -47,7 +47,7 @@ def write_reports(
     *,
     title: str | None = None,
     layers: Sequence[Mapping[str, Any]] = (),
-    **documents: dict[str, Any],
+    documents: Mapping[str, dict[str, Any]],
 ) -> None:
     """Write every report that was asked for.
 

@@ -69,7 +69,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
             with moving("drift", silent) as progress:
                 told["drift"] = drift_rows(models, listing, contract, seed=given["seed"], on_progress=progress)
             told["passed"] = report.passed and all(row["passed"] for row in told["drift"])
-        write_reports(places, layers=layer_rows(models, told.get("drift") or ()), parity=told)
+        write_reports(places, layers=layer_rows(models, told.get("drift") or ()), documents={"parity": told})
     if document is not None:
         from exporter.cli.stdout import write_document
 
