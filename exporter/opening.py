@@ -201,7 +201,7 @@ def _of_server(spec: RuntimeSpec) -> Opening:
         told = {**(read.metadata if read else {}), **runtime.told}
     if "ensemble" in told:
         raise InputError(
-            f"{spec.label} takes pixels, and models are fed tensors here: give the model behind it, {told['ensemble'][-1]}"
+            f"{spec.label} takes pixels, and models are fed tensors: give the model behind it, {told['ensemble'][-1]}"
         )
     precision, sha256 = told.get("precision"), told.get("sha256")
     unproven = source is not None and "source_sha256" not in runtime.told
