@@ -5,6 +5,7 @@ One function, :func:`build_engine`; it prints nothing and writes two files, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from exporter.files import check_output, reserve
 from exporter.graph.metadata import read_metadata
 from exporter.graph.tensors import input_and_output, to_json
 from exporter.layers import LayerReport, layers_of
-from runtimes.errors import InputError
+from runtimes.errors import GraphError, InputError
 from runtimes.reading import external_files, read_model
 from runtimes.tensorrt.build import BuildOptions, Built, build, is_calibrated
 from runtimes.tensorrt.device import Device, find_devices
@@ -183,13 +184,14 @@ def _read(path: Path) -> bytes:
 
 def _told(model: onnx.ModelProto, source: Path) -> Mapping[str, Any]:
     """What the file says of itself, and whoever runs the engine has to know."""
-    taken, given = input_and_output(model, source)
-    tensors = {"tensors": {"input": to_json(taken), "output": to_json(given)}}
-    try:
+    told: dict[str, Any] = {}
+    with contextlib.suppress(GraphError):  # no network for images: it can be built, and nothing here serves it
+        taken, given = input_and_output(model, source)
+        told["tensors"] = {"input": to_json(taken), "output": to_json(given)}
+    with contextlib.suppress(ValueError):  # damaged: the engine needs none of it
         found = read_metadata(model)
-    except ValueError:  # damaged: the engine needs none of it
-        return tensors
-    return tensors | {name: found[name] for name in _KEPT if name in found}
+        told |= {name: found[name] for name in _KEPT if name in found}
+    return told
 
 
 def _usual(told: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -159,8 +159,8 @@ _TABLE: Final = (
         "tensorrt-rtx",
     ),
     Row(
-        "triton", "A model on a Triton server, or another one of the Open Inference Protocol (KServe v2)",
-        frozenset({"served"}), "URLs of models as http://HOST:8000/MODEL and grpc://HOST:8001/MODEL",
+        "triton", "A model on a Triton server, or another one of KServe's protocol",
+        frozenset({"served"}), "URLs as http://HOST:8000/MODEL or grpc://HOST:8001/MODEL",
         (
             Option("version", "text", "Version of the model", "the highest that is loaded"),
             Option("timeout", "float", "Seconds that each answer may take", "60"),

@@ -24,7 +24,17 @@ from tests.exporter.test_cli_quantize import Done, as_it_was
 
 __all__ = ["as_it_was"]  # a fixture that every test here uses
 
-NAMES = ["eager", "torch-compile", "onnxruntime", "ort-cuda", "ort-tensorrt", "openvino", "int8-sim", *PACKAGES]
+NAMES = [
+    "eager",
+    "torch-compile",
+    "onnxruntime",
+    "ort-cuda",
+    "ort-tensorrt",
+    "openvino",
+    "int8-sim",
+    "triton",
+    *PACKAGES,
+]
 CPU_KEYS = {
     "architecture", "model", "cores", "int8", "avx2", "avx512", "vnni", "amx_int8", "arm_dot_product",
     "arm_int8_matmul",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from onnx import TensorProto
 
 from calibration.preprocess import PRESETS
 from exporter.cli import cli, main
-from exporter.serving import placing, repository
+from exporter.serving import repository
 from exporter.serving.config import ServingOptions
 from exporter.serving.pbtxt import Word, text
 from exporter.serving.preprocessing import preprocessing_model
@@ -82,7 +83,15 @@ def test_any_text_survives_the_text_format(value):
 
 
 def test_the_text_format_knows_the_kinds_of_fields():
-    message = {"a": 1, "b": True, "c": Word("KIND_CPU"), "d": [1, 2], "e": {}, "f": [{"g": "x"}, {"g": "y"}], "h": []}
+    message: dict[str, Any] = {
+        "a": 1,
+        "b": True,
+        "c": Word("KIND_CPU"),
+        "d": [1, 2],
+        "e": {},
+        "f": [{"g": "x"}, {"g": "y"}],
+        "h": [],
+    }
     assert text(message) == ('a: 1\nb: true\nc: KIND_CPU\nd: [ 1, 2 ]\ne { }\nf {\n  g: "x"\n}\nf {\n  g: "y"\n}\n')
 
 
@@ -165,7 +174,6 @@ def test_an_interruption_leaves_nothing(model, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_repository([model], tmp_path / "out")
     assert files(tmp_path) == before
-    assert placing.staging is repository.staging
 
 
 def test_several_models_share_a_repository_under_names_of_their_own(model, tmp_path):
@@ -209,13 +217,14 @@ def test_options_that_do_not_fit_are_refused(model, tmp_path):
     out = tmp_path / "out"
     plan = str(engine(tmp_path / "e.engine"))
 
-    def serving(**given: object) -> RepositoryOptions:
+    def serving(**given: Any) -> RepositoryOptions:
         return RepositoryOptions(ServingOptions(**given))
 
     assert "--max-batch is 17" in refusal(InputError, [plan], out, serving(max_batch=17))
     assert "preferred batch 64, and --max-batch is 32" in refusal(InputError, [model], out, serving(preferred=(64,)))
     assert "is an engine, and the kind is cpu" in refusal(InputError, [plan], out, serving(kind="cpu"))
-    for options in ({"max_batch": 0}, {"instances": 0}, {"delay_us": -1}, {"preferred": (0,)}):
+    wrong: list[dict[str, Any]] = [{"max_batch": 0}, {"instances": 0}, {"delay_us": -1}, {"preferred": (0,)}]
+    for options in wrong:
         with pytest.raises(InputError, match="expected at least"):
             ServingOptions(**options)
     with pytest.raises(InputError, match="which is switched off"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,7 +41,7 @@ def types():
     return model_config_pb2
 
 
-def told(config) -> dict[str, object]:
+def told(config) -> dict[str, Any]:
     return {
         key.removeprefix("resnet_export."): json.loads(value.string_value) for key, value in config.parameters.items()
     }

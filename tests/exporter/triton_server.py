@@ -1,8 +1,8 @@
 """A real Triton server on this machine, from the package ``nvidia-pytriton``, which carries its binary.
 
 The package pins numpy 1, so that it lives in an environment of its own: ``make test-all`` makes one and names its
-interpreter in ``PYTRITON_PYTHON``. The server comes with the Python backend alone; ``triton_backend/model.py`` takes the
-place of the backend ``onnxruntime``, so that repositories are served as they are, to the byte.
+interpreter in ``PYTRITON_PYTHON``. The server comes with the Python backend alone; ``triton_backend/model.py`` takes
+the place of the backend ``onnxruntime``, so that repositories are served as they are, to the byte.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def package() -> Package | None:
     python = os.environ.get("PYTRITON_PYTHON", sys.executable)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     try:
-        done = subprocess.run([python, "-c", _ASKED], capture_output=True, text=True, env=environment, timeout=60)
+        done = subprocess.run(
+            [python, "-c", _ASKED], capture_output=True, text=True, env=environment, timeout=60, check=False
+        )
     except OSError:
         return None
     if done.returncode:

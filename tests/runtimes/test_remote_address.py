@@ -69,7 +69,7 @@ def test_a_url_stands_where_files_do(url):
 def test_a_url_is_refused_where_a_file_is_wanted_and_a_file_where_a_url_is():
     with pytest.raises(InputError, match="is the URL of a model on a server: use triton:http://host:8000/r20"):
         parse("onnxruntime:http://host:8000/r20")
-    with pytest.raises(InputError, match="triton takes URLs of models as http://HOST:8000/MODEL"):
+    with pytest.raises(InputError, match="triton takes URLs as http://HOST:8000/MODEL"):
         parse("triton:localhost:8000/r20")
 
 
