@@ -40,7 +40,7 @@ class Output:
                 os.fsync(stream.fileno())
             part.replace(self.path)
         except OSError as error:
-            raise _explain(self.path, error, len(data)) from error
+            raise explain(self.path, error, len(data)) from error
         finally:
             part.unlink(missing_ok=True)
         self.written = True
@@ -62,7 +62,7 @@ class Output:
         try:
             self.path.replace(kept)
         except OSError as error:
-            raise _explain(self.path, error, 0) from error
+            raise explain(self.path, error, 0) from error
         return kept
 
 
@@ -84,7 +84,7 @@ def reserve(path: Path) -> Iterator[Output]:
             made = _make_parents(path.parent)
             _probe(path)
         except OSError as error:
-            raise _explain(path, error, 0) from error
+            raise explain(path, error, 0) from error
         output = Output(path)
         yield output
         if output.written:
@@ -108,7 +108,7 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     try:
         _check_target(path, inputs)
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise _explain(path, error, 0) from error
+        raise explain(path, error, 0) from error
 
 
 def _check_target(path: Path, inputs: Iterable[Path]) -> None:
@@ -150,7 +150,14 @@ def _probe(path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _explain(path: Path, error: OSError, size: int) -> ResnetExportError:
+def explain(path: Path, error: OSError, size: int) -> ResnetExportError:
+    """The error of this project for a path that the system refuses.
+
+    Args:
+        path: Where something is to be.
+        error: What the system said.
+        size: Bytes that were to be written; 0 where that is not known.
+    """
     if error.errno in _NO_SPACE:
         needed = f"{size / 1e6:.1f} MB are needed" if size else "not even an empty file fits"
         return UnavailableError(f"the disk of {path} is full ({needed}): free some space or give another -o")

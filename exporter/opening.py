@@ -17,8 +17,8 @@ from calibration.preprocess import Preprocessing
 from exporter.quantisation_inputs import stored_contract
 from exporter.subjects import Subject
 from runtimes.base import Runtime
-from runtimes.errors import GraphError, ResnetExportError
-from runtimes.precision import Precision, computed, precision_of, sidecar
+from runtimes.errors import GraphError, InputError, ResnetExportError
+from runtimes.precision import PRECISIONS, Precision, computed, precision_of, sidecar
 from runtimes.registry import RuntimeSpec, open_runtime, parse
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ class Opening:
         runtime: Not opened yet.
         preprocessing: How a file becomes its input; ``None`` where nothing says so.
         labels: Names of the classes; empty where nothing says so.
-        sha256: Of an ONNX file with its external weights, of an engine, of a checkpoint, or of a module's tensors.
-        size: Bytes on the disk, external weights included; ``None`` for a network that is no file.
-        precision: What the runtime computes in; ``None`` for an engine that came without its document.
+        sha256: Of an ONNX file with its external weights, of an engine, of a checkpoint, or of a module's tensors;
+            ``None`` for a model on a server that does not tell.
+        size: Bytes on the disk, external weights included; ``None`` for what is no file.
+        precision: What the runtime computes in; ``None`` where nothing says so.
         onnx: The ONNX file that runs, or that an engine is made from; ``None`` where there is none, or none is known.
         target: What a quantised file was made for, as ``quantize --target`` has it; ``None`` where nothing says so.
         notes: Assumptions that the user should see, one sentence each.
@@ -50,7 +51,7 @@ class Opening:
     runtime: Runtime
     preprocessing: Preprocessing | None
     labels: tuple[str, ...]
-    sha256: str
+    sha256: str | None
     size: int | None
     precision: Precision | None
     onnx: Path | None = None
@@ -75,13 +76,15 @@ def prepare(spec: RuntimeSpec | str) -> Opening:
 
     Raises:
         InputError: The spec, the model or its metadata cannot be used.
-        UnavailableError: Memory or a package that reads the model is missing. What the runtime itself needs is looked
-            for when it is opened.
+        UnavailableError: Memory or a package that reads the model is missing, or the server of the model. What the
+            runtime itself needs is looked for when it is opened.
     """
     if isinstance(spec, str):
         spec = parse(spec)
     if spec.kind in ("checkpoint", "source"):
         return _of_module(spec)
+    if spec.kind == "served":
+        return _of_server(spec)
     return _of_onnx(spec) if spec.kind == "onnx" else _of_engine(spec)
 
 
@@ -183,6 +186,36 @@ def _of_engine(spec: RuntimeSpec) -> Opening:
         precision=precision_of(spec.path, spec.kind) or (read.precision if read else None),
         onnx=source,
         target=_target(told),
+    )
+
+
+def _of_server(spec: RuntimeSpec) -> Opening:
+    """What the server tells in the parameters of the model, and the ONNX file that the spec may name."""
+    from runtimes.remote import TritonRuntime
+
+    source = Path(str(spec.options["model"])) if "model" in spec.options else None
+    read = _read(source) if source else None
+    runtime = open_runtime(spec)
+    assert isinstance(runtime, TritonRuntime)  # the one row that takes URLs
+    with runtime:
+        told = {**(read.metadata if read else {}), **runtime.told}
+    if "ensemble" in told:
+        raise InputError(
+            f"{spec.label} takes pixels, and models are fed tensors: give the model behind it, {told['ensemble'][-1]}"
+        )
+    precision, sha256 = told.get("precision"), told.get("sha256")
+    unproven = source is not None and "source_sha256" not in runtime.told
+    return Opening(
+        spec=spec,
+        runtime=runtime,
+        preprocessing=stored_contract(told),
+        labels=_labels(told),
+        sha256=sha256 if isinstance(sha256, str) else None,
+        size=None,
+        precision=precision if precision in PRECISIONS else (read.precision if read else None),
+        onnx=source,
+        target=_target(told),
+        notes=(f"the server does not say what it runs: taken to be {source}",) if unproven else (),
     )
 
 

@@ -119,8 +119,17 @@ _INT8 = Tolerance(
     "A tenth of the images with another class is beyond what quantisation does to a trained network.",
 )  # fmt: skip
 
-_OTHERS: Final = ("torch-compile", "onnxruntime", "ort-cuda", "ort-tensorrt", "openvino", "tensorrt", "tensorrt-rtx")
-_BUILDERS: Final = ("ort-tensorrt", "tensorrt", "tensorrt-rtx")
+_OTHERS: Final = (
+    "torch-compile",
+    "onnxruntime",
+    "ort-cuda",
+    "ort-tensorrt",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "triton",
+)
+_BUILDERS: Final = ("ort-tensorrt", "tensorrt", "tensorrt-rtx", "triton")  # what a server runs may be an engine
 
 TOLERANCES: Final[Mapping[tuple[str, str], Tolerance]] = MappingProxyType(
     {

@@ -32,6 +32,7 @@ _COMMANDS = {
     "inspect": ("exporter.cli.inspect", "Show a model's data flow, residual blocks, checks and cost."),
     "quantize": ("exporter.cli.quantize", "Make an INT8 file for one target, and say what it cost."),
     "engine": ("exporter.cli.engine", "Build a TensorRT engine of an ONNX file, for GPUs that are here or not."),
+    "triton": ("exporter.cli.triton", "Write a model repository for a Triton server."),
     "layers": ("exporter.cli.layers", "Show what an engine runs, layer by layer, and why INT8 may be no faster."),
     "parity": ("exporter.cli.parity", "Hold models on runtimes against the first: do they still compute the same?"),
     "evaluate": ("exporter.cli.evaluate", "Measure accuracy on labelled images, and what a model changes."),
