@@ -84,7 +84,8 @@ Array run(Ort::Session& session, Array& images) {
   const auto output_name = session.GetOutputNameAllocated(0, allocator);
   const char* inputs[] = {input_name.get()};
   const char* outputs[] = {output_name.get()};
-  const auto declared = session.GetInputTypeInfo(0).GetTensorTypeAndShapeInfo();
+  const auto type = session.GetInputTypeInfo(0);  // the next line gives a view of it
+  const auto declared = type.GetTensorTypeAndShapeInfo();
   if (declared.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
     throw std::runtime_error("the model takes no float32: give one with float32 input");
   const int64_t fixed = declared.GetShape().at(0);
