@@ -134,8 +134,8 @@ def _first(name: str, size: int, data: IO[bytes], archive: Path, folder: Path) -
     free = shutil.disk_usage(folder).free
     if manifest.size > free:
         raise UnavailableError(
-            f"{archive} announces {manifest.size / 1e9:.1f} GB, and {folder.parent} has room for {free / 1e9:.1f}: free "
-            "some space, or set TMPDIR"
+            f"{archive} announces {manifest.size / 1e9:.1f} GB, and {folder.parent} has room for {free / 1e9:.1f}: "
+            "free some space, or set TMPDIR"
         )
     return manifest
 

@@ -484,6 +484,16 @@ class EngineSession(Session):
         trt = tensorrt(package)
         self.runtime = package.replace("_", "-")
         self._trt, self._driver = trt, Driver(device)
+        self._memory: dict[str, tuple[int, int]] = {}
+        try:
+            self._load(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, path: Path) -> None:
+        """The engine, its context, and what it takes and gives."""
+        trt = self._trt
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -501,7 +511,6 @@ class EngineSession(Session):
         self._given = np.dtype(trt.nptype(self._engine.get_tensor_dtype(self._output)))
         smallest, _, largest = self._engine.get_tensor_profile_shape(self._input, 0)
         self.lowest, self.highest = int(smallest[0]), int(largest[0])
-        self._memory: dict[str, tuple[int, int]] = {}
 
     def run_once(self, batch: Any) -> Any:
         """One run."""
@@ -1027,6 +1036,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RunError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return error.code
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         return 130

@@ -181,7 +181,7 @@ def _labels(path: Path | None, members: Sequence[Member], outputs: Mapping[str, 
     classes = _classes(outputs)
     if labels and len(labels) != classes:
         raise InputError(
-            f"there are {len(labels)} names of classes, and the models tell {classes} apart: give --labels FILE"
+            f"there are {len(labels)} class names, and the models tell {classes} apart: give --labels FILE"
         )
     return labels
 
