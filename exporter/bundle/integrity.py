@@ -71,7 +71,7 @@ def examine(folder: Path) -> tuple[Manifest | None, list[Finding]]:
                 findings.append(Finding(name, "missing", "the manifest lists it"))
         elif found[name].st_size != entry.size:
             findings.append(Finding(name, "altered", f"it has {found[name].st_size} bytes, expected {entry.size}"))
-        elif _sha256(folder / name) != entry.sha256:
+        elif file_sha256(folder / name) != entry.sha256:
             findings.append(Finding(name, "altered", "its sha256 is another one"))
     known = {*manifest.files, MANIFEST, MANIFEST_SHA256}
     findings += [Finding(name, "extra", "the manifest does not list it") for name in found if name not in known]
@@ -129,7 +129,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces.
+
+    Raises:
+        InputError: It cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as stream:

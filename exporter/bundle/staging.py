@@ -60,10 +60,10 @@ def staged(output: Path) -> Iterator[Path]:
         UnavailableError: The disk is full.
     """
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    missing = [folder for folder in output.parents if not folder.exists()]
     try:
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            part.mkdir()
+            part.mkdir(parents=True)
             yield part
             if not is_archive(output):
                 _replace(part, output)
@@ -74,6 +74,9 @@ def staged(output: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        for folder in missing:  # made for a bundle that did not come; one that did is in the way of it
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def write_file(folder: Path, name: str, data: bytes) -> None:

@@ -16,6 +16,7 @@ from calibration.preprocess import Preprocessing
 from exporter import __version__
 from exporter.bundle.archive import pack
 from exporter.bundle.goldens import Golden, golden_images, npy_bytes, pixels_path
+from exporter.bundle.integrity import file_sha256
 from exporter.bundle.layout import (
     INPUT,
     KIND,
@@ -29,7 +30,7 @@ from exporter.bundle.layout import (
     RUNNER,
     SCHEMA,
 )
-from exporter.bundle.manifest import checksum_bytes, manifest_bytes
+from exporter.bundle.manifest import FileEntry, checksum_bytes, manifest_bytes
 from exporter.bundle.models import Member, labels_of, read_members, reference_of, specs_of
 from exporter.bundle.outputs import Outputs, compute_outputs
 from exporter.bundle.readme import readme
@@ -285,16 +286,6 @@ def _spec(spec: TensorSpec) -> dict[str, Any]:
 
 def _files(folder: Path) -> list[dict[str, Any]]:
     """Every file that is there by now; the manifest and its hash come after."""
-    found = []
-    for path in sorted(folder.rglob("*"), key=lambda each: each.relative_to(folder).as_posix()):
-        if path.is_file():
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else None
-            found.append(
-                {
-                    "path": path.relative_to(folder).as_posix(),
-                    "sha256": digest.hexdigest() if digest else hashlib.sha256(path.read_bytes()).hexdigest(),
-                    "bytes": path.stat().st_size,
-                }
-            )
-    return found
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    entries = [FileEntry(name, file_sha256(folder / name), (folder / name).stat().st_size) for name in names]
+    return [entry.to_json() for entry in entries]

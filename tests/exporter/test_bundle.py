@@ -338,7 +338,8 @@ def test_a_licence_is_copied(made: Made, tmp_path: Path) -> None:
 
 def test_no_images_no_bundle(made: Made, tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        write_bundle([made.fp32], [], tmp_path / "b", FEW)
+        write_bundle([made.fp32], [], tmp_path / "new" / "b", FEW)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="expected 1 or more"):
         BundleOptions(images=0)
 

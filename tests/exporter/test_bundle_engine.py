@@ -29,7 +29,12 @@ DRIVER = r"""
 static int context, stream, retained, blocks;
 int cuInit(unsigned flags) { return flags ? 1 : 0; }
 int cuDeviceGet(int *device, int index) { if (index) return 101; *device = 7; return 0; }
-int cuDevicePrimaryCtxRetain(void **out, int device) { if (device != 7) return 101; retained++; *out = &context; return 0; }
+int cuDevicePrimaryCtxRetain(void **out, int device) {
+  if (device != 7) return 101;
+  retained++;
+  *out = &context;
+  return 0;
+}
 int cuDevicePrimaryCtxRelease_v2(int device) {
   if (device != 7 || blocks || !retained) return 201;
   fprintf(stderr, "released %d\n", --retained);
