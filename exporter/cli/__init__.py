@@ -38,6 +38,8 @@ _COMMANDS = {
     "evaluate": ("exporter.cli.evaluate", "Measure accuracy on labelled images, and what a model changes."),
     "bench": ("exporter.cli.bench", "Measure latency, throughput and memory of models beside each other."),
     "report": ("exporter.cli.report", "Make one report of what parity, evaluate and bench found."),
+    "bundle": ("exporter.cli.bundle", "Put everything that a device needs into one folder or file, with the proof."),
+    "verify": ("exporter.cli.verify", "Check a bundle: its files, and what it computes on this machine."),
     "doctor": ("exporter.cli.doctor", "Show what this machine can run, and what to install for the rest."),
     "completion": ("exporter.cli.completion", "Print the completion script for a shell."),
 }
