@@ -16,6 +16,7 @@ from calibration.images import BadFile, batches
 from calibration.listing import ImageFile, sample
 from calibration.prefetch import prefetched
 from calibration.preprocess import Preprocessing
+from exporter.feeding import fed, reading
 from exporter.opening import Opening
 from exporter.proof_inputs import fits
 from runtimes.base import Array
@@ -115,7 +116,7 @@ def compare_models(
     Args:
         models: At least two, not opened yet.
         listing: Images, from :func:`calibration.listing.find_images`.
-        contract: How they become the models' input.
+        contract: How they become what the networks take; a model with a part of it in its graph gets the rest.
         options: How; ``None``: the defaults.
         path: Where the images come from, for the report.
         on_bad: Hears of unusable images.
@@ -130,18 +131,21 @@ def compare_models(
     options = options or CompareOptions()
     if len(models) < 2:
         raise InputError(f"received {len(models)} model, expected two at least: the first is what the others should be")
+    _check_outputs(models)
     files = sample(listing, options.images or None, options.seed)
     used: list[ImageFile] = []
     with ExitStack() as stack:
-        runs = [Ran(stack.enter_context(model.runtime)) for model in models]
+        images = reading(contract, [model.takes for model in models])
+        runs = [Ran(stack.enter_context(fed(m.runtime, feed))) for m, feed in zip(models, images.feeds, strict=True)]
         for model in models:
             fits(model, contract)
         pairs = [Pair(index, 0) for index in range(1, len(models))]
         simulations = _simulations(models, options.simulated)
         for index, sim in simulations.items():
-            runs.append(Ran(stack.enter_context(sim), options.simulated))
+            runs.append(Ran(stack.enter_context(fed(sim, images.feeds[index])), options.simulated))
             pairs.append(Pair(index, len(runs) - 1, options.simulated))
-        read = batches(files, contract, options.batch, max_bad=options.max_bad, on_bad=on_bad)
+        batch = 1 if images.contract.any_size else options.batch
+        read = batches(files, images.contract, batch, max_bad=options.max_bad, on_bad=on_bad)
         ahead = stack.enter_context(closing(prefetched(read)))
         total = len(files)
         found = compare_over(
@@ -159,6 +163,14 @@ def compare_models(
         "preprocessing_sha256": contract.sha256(),
     }
     return CompareReport(facts[0], tuple(rows), data, _notes(models))
+
+
+def _check_outputs(models: Sequence[Opening]) -> None:
+    for model in models[1:]:
+        if model.output != models[0].output:
+            raise InputError(
+                f"{models[0].label} gives {models[0].output} and {model.label} {model.output}: give files of one kind"
+            )
 
 
 def _simulations(models: Sequence[Opening], most: int) -> dict[int, Int8SimRuntime]:
