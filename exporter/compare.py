@@ -26,7 +26,7 @@ from runtimes.int8_sim import Int8SimRuntime
 from runtimes.intervals import agreement_interval
 from runtimes.machine import description
 from runtimes.statistics import DifferenceStatistics
-from runtimes.tolerance import AS_SIMULATED, Tolerance, tolerance_for
+from runtimes.tolerance import AS_SIMULATED, Tolerance, resized_apart, tolerance_for
 
 SCHEMA = 1
 #: Target of `quantize` → the runtimes that it is for. On others the file runs, and rounds elsewhere.
@@ -215,7 +215,9 @@ def _row(
 ) -> dict[str, Any]:
     model, against = models[pair.candidate], runs[pair.signal].runtime.name
     simulated = pair.signal >= len(models)
-    tolerance = _tolerance(model, options, simulated)
+    # One of both resizes by itself, or the two do it in different libraries.
+    resizes = any(each.takes is not None and each.takes.any_size for each in (model, models[0]))
+    tolerance = _tolerance(model, options, simulated, resizes)
     head = {
         **facts[pair.candidate],
         "against": against if simulated else models[pair.signal].label,
@@ -242,10 +244,11 @@ def _row(
     }
 
 
-def _tolerance(model: Opening, options: CompareOptions, simulated: bool) -> Tolerance:
+def _tolerance(model: Opening, options: CompareOptions, simulated: bool, resizes: bool) -> Tolerance:
     if simulated:
         return AS_SIMULATED[model.spec.name in _MADE_FOR.get(model.target or "", set())]
     row = tolerance_for(model.spec.name, model.precision or "fp32")
+    row = resized_apart(row) if resizes else row
     given = {"min_sqnr_db": options.min_sqnr_db, "min_top1": options.min_agreement}
     changed = {name: value for name, value in given.items() if value is not None}
     return replace(row, **changed, reason=f"As asked for. {row.reason}") if changed else row

@@ -138,7 +138,9 @@ def embed_stages(
             result = embed_resize(result, contract)
             said = prove_resize(result, contract)
             note.append(said)
-        notes.append(f"the resize in the graph is {said}; TensorRT does not take it")
+        notes.append(
+            f"the resize in the graph is {said}; TensorRT does not take it, and OpenVINO leaves the antialias out"
+        )
     write_metadata(result, {**metadata, **described(contract, options, made.how)})
     try:
         onnx.checker.check_model(result, full_check=True)
