@@ -165,7 +165,7 @@ that the file was made for."""
 
 _PIXEL_REASON = (
     "The model resizes by itself, and a filter in another library rounds pixels apart from Pillow's: a level of 256 in "
-    "one of 500 pixels of photographs is noise 70 dB below them. ResNet-18 and ResNet-50 on ONNX Runtime measure 86 and "
+    "one of 500 pixels of photographs is noise 70 dB below. ResNet-18 and ResNet-50 on ONNX Runtime measure 86 and "
     "91 dB; a resize without antialias is at 23 dB."
 )
 
