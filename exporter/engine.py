@@ -32,7 +32,7 @@ from runtimes.tensorrt.precision import carried, implicit
 
 #: Version of the document beside an engine.
 SCHEMA = 1
-_KEPT = ("preprocessing", "preprocessing_sha256", "classes", "quantisation")
+_KEPT = ("preprocessing", "preprocessing_sha256", "classes", "quantisation", "embedded")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,14 @@ class Output:
             raise explain(self.path, error, 0) from error
         return kept
 
+    def fate(self) -> str:
+        """Retire a file of an earlier run after a failed check, and say what became of it, for the check's message."""
+        try:
+            kept = self.retire()
+        except InputError as stuck:
+            return f"and the earlier file is still there: {stuck}"
+        return f"an earlier file is kept as {kept}" if kept else "no file is written"
+
 
 @contextlib.contextmanager
 def reserve(path: Path) -> Iterator[Output]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from calibration.preprocess import Preprocessing
-from exporter.quantisation_inputs import stored_contract
+from exporter.embedded import Output, Told, told
+from exporter.feeding import Feed
 from exporter.subjects import Subject
 from runtimes.base import Runtime
 from runtimes.errors import GraphError, InputError, ResnetExportError
@@ -36,7 +37,7 @@ class Opening:
     Attributes:
         spec: What the user wrote.
         runtime: Not opened yet.
-        preprocessing: How a file becomes its input; ``None`` where nothing says so.
+        preprocessing: How a file becomes what its network takes; ``None`` where nothing says so.
         labels: Names of the classes; empty where nothing says so.
         sha256: Of an ONNX file with its external weights, of an engine, of a checkpoint, or of a module's tensors;
             ``None`` for a model on a server that does not tell.
@@ -45,6 +46,8 @@ class Opening:
         onnx: The ONNX file that runs, or that an engine is made from; ``None`` where there is none, or none is known.
         target: What a quantised file was made for, as ``quantize --target`` has it; ``None`` where nothing says so.
         notes: Assumptions that the user should see, one sentence each.
+        takes: What its input is instead, where a part of ``preprocessing`` is in the graph.
+        output: What comes out.
     """
 
     spec: RuntimeSpec
@@ -57,15 +60,17 @@ class Opening:
     onnx: Path | None = None
     target: str | None = None
     notes: tuple[str, ...] = ()
+    takes: Preprocessing | None = None
+    output: Output = "logits"
 
     @property
     def label(self) -> str:
         """The spec as text, in one spelling."""
         return self.spec.label
 
-    def subject(self) -> Subject:
-        """The same, for those who measure."""
-        return Subject(self.label, self.spec.name, self.spec.file, self.runtime)
+    def subject(self, feed: Feed | None = None) -> Subject:
+        """The same, for those who measure; ``feed`` makes its input of what is read."""
+        return Subject(self.label, self.spec.name, self.spec.file, self.runtime, feed)
 
 
 def prepare(spec: RuntimeSpec | str) -> Opening:
@@ -158,10 +163,13 @@ def _of_onnx(spec: RuntimeSpec) -> Opening:
     from runtimes.reading import external_files
 
     read = _read(spec.path)
+    said = _told(spec, read.metadata)
     return Opening(
         spec=spec,
         runtime=open_runtime(spec),
-        preprocessing=stored_contract(read.metadata),
+        preprocessing=said.network,
+        takes=said.takes,
+        output=said.output,
         labels=_labels(read.metadata),
         sha256=read.sha256,
         size=sum(path.stat().st_size for path in (spec.path, *external_files(spec.path))),
@@ -175,17 +183,20 @@ def _of_engine(spec: RuntimeSpec) -> Opening:
     """An engine says nothing of itself: the document beside it does, and the ONNX file that the spec may name."""
     source = Path(str(spec.options["model"])) if "model" in spec.options else None
     read = _read(source) if source else None
-    told = {**(read.metadata if read else {}), **sidecar(spec.path)}
+    known = {**(read.metadata if read else {}), **sidecar(spec.path)}
+    said = _told(spec, known)
     return Opening(
         spec=spec,
         runtime=open_runtime(spec),
-        preprocessing=stored_contract(told),
-        labels=_labels(told),
+        preprocessing=said.network,
+        takes=said.takes,
+        output=said.output,
+        labels=_labels(known),
         sha256=_file_sha256(spec.path),
         size=spec.path.stat().st_size,
         precision=precision_of(spec.path, spec.kind) or (read.precision if read else None),
         onnx=source,
-        target=_target(told),
+        target=_target(known),
     )
 
 
@@ -198,25 +209,37 @@ def _of_server(spec: RuntimeSpec) -> Opening:
     runtime = open_runtime(spec)
     assert isinstance(runtime, TritonRuntime)  # the one row that takes URLs
     with runtime:
-        told = {**(read.metadata if read else {}), **runtime.told}
-    if "ensemble" in told:
+        known = {**(read.metadata if read else {}), **runtime.told}
+    if "ensemble" in known:
         raise InputError(
-            f"{spec.label} takes pixels, and models are fed tensors: give the model behind it, {told['ensemble'][-1]}"
+            f"{spec.label} takes pixels, and models are fed tensors: give the model behind it, {known['ensemble'][-1]}"
         )
-    precision, sha256 = told.get("precision"), told.get("sha256")
+    said = _told(spec, known)
+    precision, sha256 = known.get("precision"), known.get("sha256")
     unproven = source is not None and "source_sha256" not in runtime.told
     return Opening(
         spec=spec,
         runtime=runtime,
-        preprocessing=stored_contract(told),
-        labels=_labels(told),
+        preprocessing=said.network,
+        takes=said.takes,
+        output=said.output,
+        labels=_labels(known),
         sha256=sha256 if isinstance(sha256, str) else None,
         size=None,
         precision=precision if precision in PRECISIONS else (read.precision if read else None),
         onnx=source,
-        target=_target(told),
+        target=_target(known),
         notes=(f"the server does not say what it runs: taken to be {source}",) if unproven else (),
     )
+
+
+def _told(spec: RuntimeSpec, metadata: Mapping[str, Any]) -> Told:
+    found = told(metadata)
+    if found.output == "top-k":
+        raise InputError(
+            f"{spec.label} gives the best classes alone, not a number for each: give the file made without --top-k"
+        )
+    return found
 
 
 class _Read(NamedTuple):

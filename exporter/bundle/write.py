@@ -37,7 +37,7 @@ from exporter.bundle.readme import readme
 from exporter.bundle.scales import dla_files
 from exporter.bundle.staging import check_place, copy_file, is_archive, staged, write_file
 from exporter.bundle.stream import require_zstd
-from exporter.inputs import read_labels
+from exporter.labels import read_labels
 from exporter.proof_inputs import contract_for
 from runtimes.base import Floats, TensorSpec
 from runtimes.errors import InputError

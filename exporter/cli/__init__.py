@@ -31,6 +31,7 @@ _COMMANDS = {
     "lint": ("exporter.cli.lint", "Check a quantised file of any maker for the runtime that it is meant for."),
     "inspect": ("exporter.cli.inspect", "Show a model's data flow, residual blocks, checks and cost."),
     "quantize": ("exporter.cli.quantize", "Make an INT8 file for one target, and say what it cost."),
+    "embed": ("exporter.cli.embed", "Put the preprocessing into an ONNX file: pixels in, classes out."),
     "engine": ("exporter.cli.engine", "Build a TensorRT engine of an ONNX file, for GPUs that are here or not."),
     "triton": ("exporter.cli.triton", "Write a model repository for a Triton server."),
     "layers": ("exporter.cli.layers", "Show what an engine runs, layer by layer, and why INT8 may be no faster."),

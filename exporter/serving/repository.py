@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.inputs import read_labels
+from exporter.labels import read_labels
 from exporter.serving.config import (
     LABELS,
     ServingOptions,
