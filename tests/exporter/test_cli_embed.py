@@ -124,7 +124,7 @@ def test_a_file_that_computes_something_else_is_not_written(
 ) -> None:
     import exporter.embed_stages as stages
 
-    honest = stages.embed
+    from exporter.graph.embed import embed as honest
 
     def wrong(*given: Any) -> Any:
         result = honest(*given)

@@ -66,11 +66,12 @@ def expected(
 ) -> np.ndarray[Any, Any]:
     """The contract's own formula and torch's convolution, both in float64."""
     images = (shown.astype(np.float64) * contract.scale - np.array(contract.mean)) / np.array(contract.std)
-    tensors = [None if each is None else torch.from_numpy(each.astype(np.float64)) for each in (weight, bias)]
+    kernel = torch.from_numpy(weight.astype(np.float64))
+    added = None if bias is None else torch.from_numpy(bias.astype(np.float64))
     data = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     pads = options.pop("pads", (0, 0, 0, 0))  # top, left, bottom, right
     padded = torch.nn.functional.pad(data, (pads[1], pads[3], pads[0], pads[2]))
-    return np.asarray(torch.nn.functional.conv2d(padded, *tensors, **options).flatten(1).numpy())
+    return np.asarray(torch.nn.functional.conv2d(padded, kernel, added, **options).flatten(1).numpy())
 
 
 @st.composite
@@ -101,7 +102,7 @@ def test_pixels_through_the_merged_convolution_are_the_contract_and_then_the_con
     random = np.random.default_rng(case["seed"])
     weight = random.standard_normal((3, contract.channels // groups, *case["kernel"])).astype(np.float32)
     bias = random.standard_normal(3).astype(np.float32) if case["bias"] else None
-    shape = {name: list(case[name]) for name in ("strides", "dilations", "pads")}
+    shape: dict[str, Any] = {name: list(case[name]) for name in ("strides", "dilations", "pads")}
     made = embed(stem(weight, bias, channels=contract.channels, group=groups, **shape), contract)
     assert made.how == ("shifted" if any(case["pads"]) else "convolution")
     shown = pixels(contract.channels, seed=case["seed"])

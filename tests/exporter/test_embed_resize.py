@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import onnxruntime
 import pytest
 
 from calibration.pixel_contract import cropped, pictures_of, pixels_of
-from calibration.preprocess import PRESETS, Preprocessing
+from calibration.preprocess import PRESETS, Interpolation, Preprocessing
 from exporter.embed_proof import prove_head, prove_resize
 from exporter.graph.embed import embed
 from exporter.graph.embed_resize import embed_resize
@@ -32,7 +33,7 @@ def picture(height: int, width: int, channels: int = 3) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
     planes = [127 + 80 * np.sin(rows / 5 + each) * np.cos(columns / 7) + 40 * (columns > width / 2) for each in
               range(channels)]  # fmt: skip
-    return np.clip(np.rint(np.stack(planes, -1)), 0, 255).astype(np.uint8)[None]
+    return np.asarray(np.clip(np.rint(np.stack(planes, -1)), 0, 255)[None], np.uint8)
 
 
 def resized(made: onnx.ModelProto, shown: np.ndarray) -> np.ndarray:
@@ -46,7 +47,7 @@ def resized(made: onnx.ModelProto, shown: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_pixels_are_pillows_within_a_level(interpolation: str, size: tuple[int, int]) -> None:
+def test_the_pixels_are_pillows_within_a_level(interpolation: Interpolation, size: tuple[int, int]) -> None:
     contract = replace(CONTRACT, interpolation=interpolation)
     shown = picture(*size)
     found = resized(embed_resize(model(contract), contract), shown)
@@ -116,7 +117,7 @@ def test_what_is_left_to_the_caller_is_a_contract() -> None:
 
 
 @pytest.mark.parametrize("change", [{"scale": 1 / 255}, {"mean": (1.0, 0.0, 0.0)}, {"layout": "NCHW"}])
-def test_a_contract_of_pixels_has_no_arithmetic(change: dict) -> None:
+def test_a_contract_of_pixels_has_no_arithmetic(change: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         replace(pixels_of(CONTRACT), **change)
 
