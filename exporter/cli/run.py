@@ -77,7 +77,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     else:
         lines = None if silent else _lines(given["verbose"])
         try:
-            report = run(settings, lines, _waiting)
+            report = run(settings, lines, _waiting if not given["quiet"] else lambda holder: None)
         finally:
             if lines is not None:
                 lines.close()
@@ -93,7 +93,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         else:
             _show(stdout_console(), report, given["verbose"])
     if report.passed is False:
-        for gate in report.gates:
+        for gate in report.gates if silent else ():
             if not gate.passed:
                 click.echo(f"gate {gate.gate} failed: {gate.message}", err=True)
         raise click.exceptions.Exit(1)
@@ -178,14 +178,14 @@ def _show(console: Console, report: RunReport, full: bool) -> None:
     for gate in report.gates:
         if gate.limit is not None or not gate.passed:
             console.print(_gate_line(gate), soft_wrap=True)
+    verdict = ("✓ passed", "bold green") if report.passed else ("✗ failed", "bold red")
+    console.print(Text.assemble(verdict))
     done = sum(not step.cached for step in report.steps)
     console.print(Text.assemble(("stages  ", "bold"), f"{done} done, {len(report.steps) - done} cached"))
     console.print(Text.assemble(("folder  ", "bold"), str(report.settings.folder)), soft_wrap=True)
     page = report.settings.folder / "report.html"
     if any(step.stage == "report" for step in report.steps):
         console.print(Text.assemble(("report  ", "bold"), str(page)), soft_wrap=True)
-    verdict = ("✓ passed", "bold green") if report.passed else ("✗ failed", "bold red")
-    console.print(Text.assemble(verdict))
 
 
 def _gate_line(gate: Gate) -> Any:

@@ -46,7 +46,8 @@ class RunReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the stages have to say, each sentence once."""
-        said = [note for step in self.steps for note in _said(step)]
+        # The last first: what was left out counts for more than what was assumed on the way.
+        said = [note for step in reversed(self.steps) for note in _said(step)]
         return tuple(dict.fromkeys(said))
 
     def to_json(self) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def run(
     store = Store(layout.own)
     with store.lock(on_wait):
         todo = stages(settings)
-        sweep(path for stage in todo for path in stage.outputs)
+        sweep(layout.own, (path for stage in todo for path in stage.outputs))
         hashes = Hashes(layout.own / "hashes.json")
         try:
             steps = execute(todo, store, hashes, layout.folder, listener)

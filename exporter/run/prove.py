@@ -47,7 +47,9 @@ def parity(settings: Settings, who: Sequence[Subject]) -> Made:
     failed = sum(not row["passed"] for row in told["results"])
     rows = len(told["results"])
     summary = f"{failed} of {rows} do not agree" if failed else f"all {rows} comparisons agree"
-    return Made(summary, (*notes.lines, *report.notes))
+    # What is to be said of the model was said when it was exported.
+    said = [note for note in report.notes if not note.startswith(f"{models[0].label}: ")]
+    return Made(summary, (*notes.lines, *said))
 
 
 def evaluate(settings: Settings, who: Sequence[Subject]) -> Made:
@@ -132,6 +134,8 @@ def _opened(settings: Settings, who: Sequence[Subject]) -> tuple[list[Opening], 
     """
     from exporter.opening import prepare
     from exporter.quantisation_inputs import stored_contract
+    from runtimes.kinds import TITLES
+    from runtimes.rows import ROWS
 
     notes, found = _Notes(), []
     for subject in who:
@@ -139,7 +143,11 @@ def _opened(settings: Settings, who: Sequence[Subject]) -> tuple[list[Opening], 
             notes.lines.append(f"{subject.label} is left out: it was not made on this machine")
             continue
         try:
-            model = prepare(spec_of(settings, subject))
+            spec = spec_of(settings, subject)
+            if spec.kind not in ROWS[spec.name].takes:  # an engine of whichever TensorRT was there
+                notes.lines.append(f"{subject.label} is left out: it is {TITLES[spec.kind]}")
+                continue
+            model = prepare(spec)
             if subject.optional:
                 with ExitStack() as stack:
                     stack.enter_context(model.runtime)

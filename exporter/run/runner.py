@@ -80,7 +80,8 @@ def plan(stages: Sequence[Stage], store: Store, hashes: Hashes, folder: Path) ->
         record, reasons = _known(stage, store, hashes, folder, frozenset(pending))
         if record is not None:
             makers = dict.fromkeys(pending[each.path] for each in stage.inputs if each.path in pending)
-            reasons = (*(f"{maker} comes first, and may change what it reads" for maker in makers), *reasons)
+            waits = (f"{', '.join(makers)} may change what it reads",) if makers else ()
+            reasons = (*waits, *reasons)
         if reasons:
             pending |= dict.fromkeys(stage.outputs, stage.name)
             found.append(Step(stage.name, "to do", False, reasons))

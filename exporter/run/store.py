@@ -130,12 +130,15 @@ def _holder(lock: Path) -> str:
     return f"process {number}" if number.isdecimal() else "another process"
 
 
-def sweep(outputs: Iterator[Path]) -> None:
+def sweep(own: Path, outputs: Iterator[Path]) -> None:
     """Remove the halves of files that a killed run left beside them; only while the folder is locked.
 
     Args:
+        own: Folder of the bookkeeping, where every half is ours.
         outputs: Files that a run of this folder writes.
     """
+    for found in own.rglob(".*.part"):
+        found.unlink(missing_ok=True)
     for path in outputs:
         half = re.compile(rf"\.{re.escape(path.name)}\.\d+\.part")
         for found in path.parent.glob(".*.part"):
