@@ -30,5 +30,4 @@ def _section(section: Section) -> Iterator[str]:
 
 
 def _told(key: Key) -> str:
-    expected = f": {key.expects}" if key.kind in ("choice", "texts") and key.choices else ""
-    return f"{key.help}{expected}"
+    return f"{key.help} ({', '.join(key.choices)})" if key.choices else key.help
