@@ -67,7 +67,8 @@ def read_pipeline(file: Path, overrides: Iterable[Override] = ()) -> Settings:
                 raise InputError(f'{file}: {name}.{key.name} is missing: give [{name}] {key.name} = "{key.example}"')
             table.setdefault(key.name, key.default)
     # A default is relative to the file, as it stands in for a line of it.
-    tables["output"]["folder"] = whole("path", tables["output"]["folder"], file.parent)
+    folder = Path(whole("path", tables["output"]["folder"], file.parent))
+    tables["output"]["folder"] = str(folder.resolve())  # people read it, and `..` in it tells them nothing
     settings = Settings(file, frozen(tables))
     settings.check()
     return settings

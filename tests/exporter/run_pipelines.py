@@ -83,7 +83,9 @@ def contents(folder: Path) -> dict[str, str]:
 
 def settled(folder: Path) -> dict[str, str]:
     """The same of what has to be equal byte for byte, with documents of parity and accuracy without their times."""
-    found = {name: digest for name, digest in contents(folder).items() if name.endswith(".onnx") or name == "ranges.json"}
+    found = {
+        name: digest for name, digest in contents(folder).items() if name.endswith(".onnx") or name == "ranges.json"
+    }
     for name in ("parity", "evaluate"):
         path = folder / f"{name}.json"
         if path.exists():
