@@ -42,12 +42,19 @@ def reserved(given: Mapping[str, Any], inputs: Sequence[str | Path] = ()) -> Ite
         yield {kind: stack.enter_context(reserve(path)) for kind, path in wanted.items()}
 
 
-def write_reports(places: Mapping[str, Output], *, title: str | None = None, **documents: dict[str, Any]) -> None:
+def write_reports(
+    places: Mapping[str, Output],
+    *,
+    title: str | None = None,
+    layers: Sequence[Mapping[str, Any]] = (),
+    documents: Mapping[str, dict[str, Any]],
+) -> None:
     """Write every report that was asked for.
 
     Args:
         places: From :func:`reserved`.
         title: What they are about; ``None``: the reference's file.
+        layers: Ranges and SQNR by layer.
         documents: By command, of :data:`DOCUMENTS`.
 
     Raises:
@@ -55,7 +62,7 @@ def write_reports(places: Mapping[str, Output], *, title: str | None = None, **d
     """
     if not places:
         return
-    report = report_of(documents, date.today().isoformat(), title)
+    report = report_of(documents, date.today().isoformat(), title, layers)
     if "html" in places:
         from exporter.report.html import render_html
 
@@ -70,13 +77,19 @@ def write_reports(places: Mapping[str, Output], *, title: str | None = None, **d
         places["markdown"].commit(render_markdown(report).encode())
 
 
-def report_of(documents: Mapping[str, dict[str, Any]], made: str | None, title: str | None = None) -> Report:
+def report_of(
+    documents: Mapping[str, dict[str, Any]],
+    made: str | None,
+    title: str | None = None,
+    layers: Sequence[Mapping[str, Any]] = (),
+) -> Report:
     """The report of documents of one model.
 
     Args:
         documents: By command, of :data:`DOCUMENTS`.
         made: Date, as text; ``None``: none.
         title: What it is about; ``None``: the reference's file.
+        layers: Ranges and SQNR by layer.
 
     Raises:
         InputError: A document is of another version, or no document of its command.
@@ -91,6 +104,7 @@ def report_of(documents: Mapping[str, dict[str, Any]], made: str | None, title: 
         bench=documents.get("bench"),
         title=title or _title(documents),
         date=made,
+        layers=tuple(layers),
         stages=tuple(_stages(documents.get("parity"))),
         images=tuple(thumbnails(evaluated.get("results") or ())),
     )

@@ -111,7 +111,7 @@ class OrtRuntime(Runtime):
             import onnxruntime
         except ImportError as error:
             raise missing_package("onnxruntime") from error
-        self._failures = _failure_classes()
+        self._failures = failure_classes()
         self._require_providers(onnxruntime.get_available_providers(), "this onnxruntime has", INSTALL)
         if not isinstance(self._model, bytes):
             from runtimes.reading import check_external
@@ -223,7 +223,7 @@ def _load_cuda(onnxruntime: Any) -> None:
             load()
 
 
-def _failure_classes() -> tuple[type[Exception], ...]:
+def failure_classes() -> tuple[type[Exception], ...]:
     """Every exception class of the binding, and what its C++ and Python layers raise besides."""
     from onnxruntime.capi import onnxruntime_pybind11_state as binding
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from runtimes.base import Array, Floats, Runtime
 from runtimes.errors import ParityError, TensorError
+from runtimes.misplaced import misplaced
 from runtimes.statistics import compare
 from runtimes.tolerance import Tolerance
 
@@ -255,6 +256,9 @@ def compare_stage(
     if stats.n != len(inputs.images):
         raise TensorError(f"'{stage}': received {stats.n} rows, expected {len(inputs.images)}: one per image")
     passed, finding = tolerance.judge(stats)
+    order = misplaced(expected, outputs, inputs.images, inputs.batch)
+    if order:
+        passed, finding = False, f"{order}; {finding}" if finding else order
     return ParityRow(
         stage=stage,
         reference=reference,

@@ -59,7 +59,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         with moving("bench", given["quiet"] or given["as_json"]) as progress:
             report = bench_models([model.subject() for model in models], sizes, images, plan, on_progress=progress)
         told = report.to_json()
-        write_reports(places, bench=told)
+        write_reports(places, documents={"bench": told})
     if document is not None:
         from exporter.cli.stdout import write_document
 

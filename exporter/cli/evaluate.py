@@ -60,7 +60,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
                 class_names=names, on_bad=tell_bad, on_progress=lambda done: progress(done, total),
             )  # fmt: skip
         told = report.to_json()
-        write_reports(places, evaluate=told)
+        write_reports(places, documents={"evaluate": told})
     if document is not None:
         from exporter.cli.stdout import write_document
 

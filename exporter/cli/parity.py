@@ -45,6 +45,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     """Run the command; its help is above, where it can share sentences."""
     from calibration.listing import find_images
     from exporter.compare import CompareOptions, compare_models
+    from exporter.layer_ranges import layer_rows
     from exporter.proof_inputs import contract_for, prepare_all
     from exporter.report_files import reserved, write_reports
 
@@ -68,7 +69,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
             with moving("drift", silent) as progress:
                 told["drift"] = drift_rows(models, listing, contract, seed=given["seed"], on_progress=progress)
             told["passed"] = report.passed and all(row["passed"] for row in told["drift"])
-        write_reports(places, parity=told)
+        write_reports(places, layers=layer_rows(models, told.get("drift") or ()), documents={"parity": told})
     if document is not None:
         from exporter.cli.stdout import write_document
 

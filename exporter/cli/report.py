@@ -34,7 +34,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         raise click.UsageError("give --html FILE, --junit FILE or --markdown FILE, or --json for the verdict alone")
     read = read_documents(given["documents"])
     with reserved(given, given["documents"]) as places:
-        write_reports(places, title=given["title"], **read)
+        write_reports(places, title=given["title"], documents=read)
     verdict = report_of(read, None).verdict
     if document is not None:
         from exporter.cli.stdout import write_document

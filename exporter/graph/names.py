@@ -32,25 +32,26 @@ def rename_nodes(model: onnx.ModelProto, input_name: str = "input", output_name:
     taken = {tensor.name for tensor in graph.initializer}
     renamed = {graph.input[0].name: input_name, graph.output[0].name: output_name}
     for name in taken & {input_name, output_name}:  # parameters that happen to be called like one of the two
-        renamed[name] = _unique(f"{name}.value", taken)
+        renamed[name] = unique(f"{name}.value", taken)
     names: set[str] = set()
     owner = ""
     for node in graph.node:
         owner = _weight_owner(node) or owner
-        name = _unique(_base_name(node, owner), names)
+        name = unique(_base_name(node, owner), names)
         names.add(name)
         node.name = name
         for index, output in enumerate(node.output):
             if output and output not in renamed:
                 wanted = name if index == 0 else f"{name}.{index}"
-                renamed[output] = _unique(wanted, taken | {input_name, output_name})
+                renamed[output] = unique(wanted, taken | {input_name, output_name})
                 taken.add(renamed[output])
     _apply(graph, renamed)
     _name_dimensions(graph)
     _drop_annotations(model)
 
 
-def _unique(wanted: str, taken: set[str]) -> str:
+def unique(wanted: str, taken: set[str]) -> str:
+    """``wanted``, or with the first ``_1``, ``_2`` … that nobody has."""
     name, number = wanted, 0
     while name in taken:
         number += 1
@@ -67,10 +68,20 @@ def _base_name(node: onnx.NodeProto, owner: str) -> str:
     path, operator = scopes[-2] if len(scopes) > 1 else "", _COUNTER.sub("", scopes[-1])
     if path.startswith(_NO_SCOPE):
         path = ""
-    layer = classes[-2] if len(classes) > 1 else ""
+    return base_name(str(path), str(classes[-2]) if len(classes) > 1 else "", operator)
+
+
+def base_name(path: str, layer: str, operator: str) -> str:
+    """The name of an operator before it is told from others of the same name.
+
+    Args:
+        path: Module path that it belongs to; empty at the top level.
+        layer: Qualified name of that module's class.
+        operator: Name of the operator, without a counter.
+    """
     if path and layer.startswith("torch.nn.modules.") and ".container." not in layer:
-        return str(path)
-    return f"{path}.{operator}" if path else str(operator)
+        return path
+    return f"{path}.{operator}" if path else operator
 
 
 def _name_without_scopes(node: onnx.NodeProto, owner: str) -> str:

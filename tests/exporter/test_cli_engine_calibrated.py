@@ -72,7 +72,8 @@ def test_ranges_make_an_int8_engine_and_the_cache_is_what_it_was_given(
     told = done.document
     assert told["precision"] == "int8"
     assert told["calibration"] == {"source": "ranges", "tensors": len(read), "sha256": sha256(data).hexdigest()}
-    assert json.loads((tmp_path / "e.json").read_text()) == told
+    beside = json.loads((tmp_path / "e.json").read_text())
+    assert {name: beside[name] for name in told} == told
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "10.7.0"])
