@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.run.gates import annotated, judge
 from exporter.run.layout import Layout
 from exporter.run.make import write_json
-from exporter.run.runtimes import Subject, spec_of
+from exporter.run.runtimes import Subject, spec_of, subjects
 from exporter.run.settings import Settings
 from exporter.run.stage import Made
 from runtimes.errors import UnavailableError
@@ -106,8 +107,19 @@ def report(settings: Settings, documents: Sequence[str]) -> Made:
     places = {_KINDS[suffix]: layout.report(suffix) for suffix, asked in wanted.items() if asked}
     title = output["title"] or Path(settings["model"]["source"]).name
     with reserved(places) as open_places:
-        write_reports(open_places, title=title, **read)
+        write_reports(open_places, title=title, layers=_layers(settings, read.get("parity", {})), documents=read)
     return Made(report_of(read, None).verdict.headline)
+
+
+def _layers(settings: Settings, document: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """What each layer of the first INT8 file holds, where its drift was followed."""
+    from exporter.layer_ranges import layer_rows
+    from exporter.opening import prepare
+
+    drift = document.get("drift") or ()
+    followed = {row["label"] for row in drift if row["layers"]}
+    small = (each for each in subjects(settings) if each.int8 and each.label in followed)
+    return layer_rows([prepare(spec_of(settings, each)) for each in islice(small, 1)], drift)
 
 
 def read_documents(settings: Settings, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -224,7 +224,6 @@ def test_an_engine_comes_of_the_int8_file(made: Path, cli: Any) -> None:
 
 
 def test_drift_is_followed(made: Path, cli: Any) -> None:
-    pytest.importorskip("exporter.drift.job", reason="drift is not there yet")
     done = cli("run", made, "--drift", "--set", "bench.batches=", "--json")
     assert done.code == 0, done.err
     assert len(json.loads((made.parent / "build" / "parity.json").read_bytes())["drift"]) == 2

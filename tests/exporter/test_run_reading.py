@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ import pytest
 from exporter.cli.run import command
 from exporter.run.keys import SECTIONS
 from exporter.run.places import line_of
-from exporter.run.reading import Override, read_pipeline, tomllib
+from exporter.run.reading import Override, read_pipeline
 from exporter.run.rows import stages
 from exporter.run.runtimes import DISTRIBUTIONS, FILES, products, subjects
 from exporter.run.settings import Settings
 from exporter.run.template import template
 from runtimes.errors import InputError
 from runtimes.rows import ROWS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 MODEL = '[model]\nsource = "net.pth"\n'
@@ -59,7 +65,7 @@ REFUSED = {
     "item": (f'{MODEL}[quantize]\ntargets = ["trt"]\n', "quantize.targets is ['trt'], expected a list of tensorrt"),
     "size": (f'{MODEL}input_size = "32x"\n', "line 3: model.input_size is '32x', expected pixels as"),
     "a table for a value": (f"{MODEL}[onnx.opset]\nx = 1\n", "line 3: onnx.opset is {'x': 1}, expected a whole"),
-    "engine without name": (f"{MODEL}[engine]\nopt = '8'\n", "engine.opt is '8', expected a table with a name: [engine."),
+    "engine without name": (f"{MODEL}[engine]\nopt = '8'\n", "engine.opt is '8', expected a table with a name: ["),
     "engine key": (f"{MODEL}[engine.a]\nopts = '8'\n", "line 4: engine.a has no key 'opts': the nearest is opt"),
     "engine name": (f'{MODEL}[engine."../x"]\n', "'../x' cannot be a file's name: give letters, digits, - and _"),
     "engines as a list": (f"{MODEL}[[engine]]\nopt = '8'\n", "engine is [{'opt': '8'}], expected a table: [engine."),
