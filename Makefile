@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 # Two workers at most: every worker imports torch, and each test that runs a network uses all cores anyway.
 WORKERS ?= 2
 DIGITS := examples/digits
-DEMO := build/demo
 
 .PHONY: demo test test-all test-gpu lint format bench bench-gpu clean help
 
@@ -31,12 +30,8 @@ $(VENV)/.triton: $(VENV)/.dev
 		"onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')"
 	@touch $@
 
-demo: $(VENV)/.core ## The main job on the embedded example
-	$(BIN)/resnet-export inspect $(DIGITS)/digits_resnet14.pth
-	$(BIN)/resnet-export onnx $(DIGITS)/digits_resnet14.pth -o $(DEMO)/digits.onnx \
-		--data $(DIGITS)/images/test --images 0 --labels $(DIGITS)/labels.txt
-	@echo
-	@echo "The ONNX file is $(DEMO)/digits.onnx; try: $(BIN)/resnet-export --help"
+demo: $(VENV)/.core ## A checkpoint to INT8 files, an engine and the report, on the embedded example
+	$(BIN)/resnet-export run $(DIGITS)/pipeline.toml
 
 test: $(VENV)/.dev ## The test suite: no network, no GPU
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -76,6 +76,7 @@ LIGHT = (
     "exporter.models.variants", "calibration.preprocess", "calibration.images", "runtimes.ort", "runtimes.eager",
     "runtimes.parity", "runtimes.registry", "runtimes.precision", "runtimes.openvino", "runtimes.torch_compile",
     "runtimes.evaluation", "runtimes.latency", "runtimes.remote", "exporter.evaluate", "exporter.bench",
+    "exporter.run.job", "exporter.cli.run", "exporter.cli.init",
 )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ _INTERRUPTED, _OWN_FAULT = 130, 70
 
 # Command -> its module and the line that `--help` shows, so that `--help` imports none of the modules.
 _COMMANDS = {
+    "run": ("exporter.cli.run", "Do a whole pipeline, from the checkpoint to the report, and only what has changed."),
+    "init": ("exporter.cli.init", "Write a pipeline file with every key and its default."),
     "onnx": ("exporter.cli.onnx", "Fold, export, simplify and prove a model: PyTorch in, ONNX out."),
     "calibrate": (
         "exporter.cli.calibrate",
@@ -64,6 +66,7 @@ class _LazyGroup(click.Group):
 
 _EPILOG = """\b
 Examples:
+  resnet-export init && resnet-export run
   resnet-export inspect checkpoint.pth
   resnet-export onnx checkpoint.pth -o model.onnx --data images/
   resnet-export onnx resnet50 --weights checkpoint.pth -o model.onnx --opset 13
