@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_bad_images_are_skipped_as_in_one_process(cluster: Cluster, digits: Give
 
 
 def test_an_error_of_a_worker_is_the_error_of_one_process(cluster: Cluster, digits: Given) -> None:
-    contract = replace(digits.contract, scale=3e38)  # the activations overflow
+    contract = replace(digits.contract, scale=1e36)  # the activations overflow
     with pytest.raises(DataError) as here:
         calibrate(digits.network, digits.files, contract, workers=0)
     with pytest.raises(DataError) as there:
@@ -155,7 +156,7 @@ def test_a_sample_is_that_of_one_process(cluster: Cluster, digits: Given) -> Non
 
 
 def test_workers_have_one_thread_each_where_nothing_else_is_said(cluster: Cluster, digits: Given) -> None:
-    listing = find_images(_DIGITS / "images" / "test")[:20]
+    listing = find_images(_DIGITS / "images" / "test")[::10]
     model = prepare(f"onnxruntime:{digits.path}")
     (row,) = evaluate_on(cluster, [model], listing, digits.contract, path="x").results
     assert row["used"]["threads"] == 1
@@ -163,11 +164,25 @@ def test_workers_have_one_thread_each_where_nothing_else_is_said(cluster: Cluste
 
 
 def test_a_network_by_name_is_made_by_each_worker(cluster: Cluster, digits: Given) -> None:
-    listing = find_images(_DIGITS / "images" / "test")[:20]
-    model = prepare("eager:resnet20@weights=random,num_classes=10,in_channels=1,seed=4")
-    (row,) = evaluate_on(cluster, [model], listing, digits.contract, path="x").results
-    here = evaluate_models([model.subject()], listing, digits.contract, path="x").results[0]
-    assert (row["top1"], row["per_class"]) == (here["top1"], here["per_class"])
+    listing = find_images(_DIGITS / "images" / "test")[::10]
+    channels, size = digits.contract.channels, digits.contract.size
+    assert size is not None
+    options = f"weights=random,num_classes=10,in_channels={channels},input_size={size[0]}x{size[1]},seed=4"
+    model = prepare(f"eager:resnet20@{options}")
+    (there,) = evaluate_on(cluster, [model], listing, digits.contract, path="x").results
+    (here,) = evaluate_models([model.subject()], listing, digits.contract, path="x").results
+    assert (there["top1"], there["per_class"]) == (here["top1"], here["per_class"])
+
+
+def test_models_that_fail_are_told_as_in_one_process(cluster: Cluster, digits: Given) -> None:
+    listing = find_images(_DIGITS / "images" / "test")
+    other = prepare(f"eager:resnet20@weights=random,num_classes=10,in_channels={4 - digits.contract.channels}")
+    for models in ([other], [prepare(f"onnxruntime:{digits.path}"), other]):
+        subjects = [model.subject() for model in models]
+        here = evaluate_models(subjects, listing, digits.contract, path="x")
+        there = evaluate_on(cluster, models, listing, digits.contract, path="x")
+        assert here.failures
+        assert mended(there.to_json()) == mended(here.to_json())
 
 
 def test_models_on_a_gpu_are_refused(cluster: Cluster, digits: Given) -> None:
@@ -189,6 +204,7 @@ class Deadly:
         return lambda shard: os._exit(1) if shard.start else shard.start
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_every_worker_is_named(cluster: Cluster, digits: Given) -> None:
     done = over_shards(cluster, Deadly(), shards(digits.files, 64))
     assert next(done)[1].value == 0
@@ -202,6 +218,30 @@ def test_other_versions_on_a_worker_are_refused(
     monkeypatch.setattr("calibration.cluster.versions", lambda modules: {"onnxruntime": "0.1", "numpy": "0.2"})
     with pytest.raises(UnavailableError, match=r"would compute with onnxruntime \S+ and not 0\.1, numpy \S+ and not"):
         on(cluster, digits)
+
+
+def test_the_client_protocol_is_refused() -> None:
+    with (
+        pytest.raises(InputError, match=r"ray://head:10001 is Ray's client protocol: .*--ray auto"),
+        connected("ray://head:10001"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 1), (1, 0)])
+def test_no_workers_or_threads_are_refused(workers: int, threads: int) -> None:
+    with pytest.raises(InputError, match="expected at least 1 of each"), connected("local", workers, threads):
+        pass
+
+
+def test_an_address_where_nothing_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.cluster._REACH_SECONDS", 0.5)
+    with socket.socket() as silent:  # it takes the connection and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UnavailableError, match=rf"no Ray cluster answers at {address} "), connected(address):
+            pass
 
 
 def test_a_second_cluster_beside_the_first_is_refused(cluster: Cluster) -> None:
