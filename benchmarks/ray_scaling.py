@@ -100,22 +100,26 @@ class Work:
         self.files, self.cluster = files, cluster
 
     def evaluate(self) -> dict[str, Any]:
+        """In one process."""
         with one_processor():
             return evaluate_models(
                 [self.opening.subject()], self.files, self.contract, EvaluateOptions(), path="x"
             ).to_json()
 
     def evaluate_on(self) -> dict[str, Any]:
+        """On the cluster."""
         return evaluate_on(
             self.cluster, [self.opening], self.files, self.contract, EvaluateOptions(), path="x"
         ).to_json()
 
     def calibrate(self) -> str:
+        """In one process; the hash of the ranges."""
         with one_processor():
             found = calibrate(self.network, self.files, self.contract, threads=1, workers=0)
         return hashlib.sha256(found.ranges.dumps()).hexdigest()
 
     def calibrate_on(self) -> str:
+        """On the cluster; the hash of the ranges."""
         found = calibrate_on(self.cluster, self.network, self.files, self.contract)
         return hashlib.sha256(found.ranges.dumps()).hexdigest()
 

@@ -48,7 +48,7 @@ class SentModel:
     kind: Kind
     options: dict[str, Any]
     label: str
-    sha256: str
+    sha256: str | None
     files: dict[str, bytes]
 
     @property
