@@ -123,7 +123,6 @@ def test_a_file_that_computes_something_else_is_not_written(
     files: dict[str, Path], tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import exporter.embed_stages as stages
-
     from exporter.graph.embed import embed as honest
 
     def wrong(*given: Any) -> Any:
