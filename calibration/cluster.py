@@ -215,6 +215,8 @@ def _start(ray: Any, processors: int, stack: ExitStack) -> None:
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     # Otherwise a shard that is too large for the memory would be tried for ever.
     os.environ.setdefault("RAY_task_oom_retries", str(_TRIES - 1))
+    # Ray puts its workers behind everything else on the machine; here they are what the user is waiting for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     _connect(ray, stack, address=LOCAL, num_cpus=processors, num_gpus=0, include_dashboard=False, _temp_dir=folder)
 
 
@@ -241,8 +243,8 @@ def _reach(address: str) -> None:
         reason = [f"no answer within {_REACH_SECONDS:.0f} s"]
     if reason is not None:
         raise UnavailableError(
-            f"no Ray cluster answers at {address} ({' '.join(reason) or 'ray status fails'}): start one with "
-            f"`ray start --head`, or use --ray local"
+            f"no Ray cluster lets this process in at {address} ({' '.join(reason)[:150] or 'no reason given'}): "
+            f"`ray status --address {address}` has to work here first; or use --ray local"
         )
 
 
