@@ -18,8 +18,9 @@ from exporter.quantisation_inputs import stored_contract
 from exporter.subjects import Subject
 from runtimes.base import Runtime
 from runtimes.errors import GraphError, ResnetExportError
-from runtimes.precision import Precision, computed, precision_of, sidecar
+from runtimes.precision import Precision, computed
 from runtimes.registry import RuntimeSpec, open_runtime, parse
+from runtimes.tensorrt.sidecar import precision_of, read_sidecar
 
 if TYPE_CHECKING:
     from exporter.models.source import LoadedModel
@@ -172,15 +173,17 @@ def _of_engine(spec: RuntimeSpec) -> Opening:
     """An engine says nothing of itself: the document beside it does, and the ONNX file that the spec may name."""
     source = Path(str(spec.options["model"])) if "model" in spec.options else None
     read = _read(source) if source else None
-    told = {**(read.metadata if read else {}), **sidecar(spec.path)}
+    digest = _file_sha256(spec.path)
+    document = read_sidecar(spec.path, digest) or {}
+    told = {**(read.metadata if read else {}), **document}
     return Opening(
         spec=spec,
         runtime=open_runtime(spec),
         preprocessing=stored_contract(told),
         labels=_labels(told),
-        sha256=_file_sha256(spec.path),
+        sha256=digest,
         size=spec.path.stat().st_size,
-        precision=precision_of(spec.path, spec.kind) or (read.precision if read else None),
+        precision=precision_of(document) or (read.precision if read else None),
         onnx=source,
         target=_target(told),
     )
