@@ -7,6 +7,8 @@ are in ``test_tensorrt_gpu.py``.
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from runtimes.turns import Plan, Runner
 from tests.runtimes.engine_bench import NOWHERE, Bench, expected, images
 from tests.runtimes.fake_gpu import FakeDriver
 from tests.runtimes.trt_fake import VERSIONS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -271,3 +275,9 @@ def test_the_functions_of_the_driver_exist_under_their_names_and_take_as_much() 
     assert int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING) == 1
     assert int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING) == 2
     assert int(driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY) == 2
+
+
+def test_the_tests_on_a_gpu_do_not_hang_on_a_package_that_one_of_them_needs() -> None:
+    code = "import sys; sys.modules['tensorrt_rtx'] = None; import tests.runtimes.test_tensorrt_gpu"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
