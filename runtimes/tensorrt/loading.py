@@ -12,12 +12,16 @@ from runtimes.tensorrt.runtime_cache import RuntimeCache
 
 CAPTURED: Final = "captured"
 
+_HOST_CODE: Final = (
+    "it brings a program that runs here with your rights: if you trust whoever made it, give host_code=true, or "
+    "--trust-host-code to layers"
+)
 # What TensorRT logs, in words. It has no codes for these.
 _REASONS = (
     ("version tag does not match", "it was built by another version of TensorRT: build it again here"),
     ("expecting library version", "it was built by another version of TensorRT: build it again here"),
-    ("hostcode", "it brings a program of its own: allow it with host_code=true if you trust whoever made it"),
-    ("host code", "it brings a program of its own: allow it with host_code=true if you trust whoever made it"),
+    ("hostcode", _HOST_CODE),
+    ("host code", _HOST_CODE),
     ("compute capability", "it was built for another GPU: build it again here"),
     ("expecting compute", "it was built for another GPU: build it again here"),
     ("generated on a device", "it was built for another GPU: build it again here"),
