@@ -40,7 +40,7 @@ def array_labels(path: Path) -> list[int | None]:
     return [None] * len(images) if labels is None else [int(label) for label in labels]
 
 
-def array_row(path: Path, row: int, contract: Preprocessing) -> npt.NDArray[np.float32]:
+def array_row(path: Path, row: int, contract: Preprocessing) -> Array:
     """The tensor of one row.
 
     Args:
@@ -49,7 +49,7 @@ def array_row(path: Path, row: int, contract: Preprocessing) -> npt.NDArray[np.f
         contract: Names the channels and size that floating rows must have, and what happens to uint8 rows.
 
     Returns:
-        float32 array of shape ``[C, H, W]``.
+        float32 array of shape ``[C, H, W]``, or uint8 of ``[H, W, C]`` where the contract says so.
 
     Raises:
         DataError: The row does not fit the contract, or holds NaN or infinity.
@@ -57,6 +57,8 @@ def array_row(path: Path, row: int, contract: Preprocessing) -> npt.NDArray[np.f
     values = _row(path, row)
     if values.dtype == np.uint8:
         return contract.apply_pixels(values)
+    if contract.dtype == "uint8":
+        raise DataError("floating rows are preprocessed already, and the model takes uint8 pixels: give pictures")
     channels, height, width = values.shape
     if channels != contract.channels:
         raise DataError(

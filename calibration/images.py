@@ -55,7 +55,7 @@ def load_batch(files: Sequence[ImageFile], contract: Preprocessing) -> Tensor:
         contract: How the pixels become a tensor.
 
     Returns:
-        float32 array of shape ``[N, C, H, W]``.
+        float32 array of shape ``[N, C, H, W]``, or uint8 of ``[N, H, W, C]``.
 
     Raises:
         DataError: A file cannot be used, or the images differ in size and the contract does not even them out.
@@ -92,9 +92,10 @@ def batches(
             has to do its work under ``if __name__ == "__main__"``. :func:`worker_count` proposes a number.
 
     Returns:
-        An iterator over tensors, float32 ``[N, C, H, W]``, and the ``N`` files in them. It raises ``DataError``
-        when more files are bad than allowed, when all are, when images differ in size and the contract does
-        not even them out, or when a worker dies; and ``UnavailableError`` when none can be started.
+        An iterator over tensors, float32 ``[N, C, H, W]`` or uint8 ``[N, H, W, C]`` as the contract says, and the
+        ``N`` files in them. It raises ``DataError`` when more files are bad than allowed, when all are, when images
+        differ in size and the contract does not even them out (pictures of any size can be read one at a time), or
+        when a worker dies; and ``UnavailableError`` when none can be started.
 
     Raises:
         DataError: ``files`` is empty.
@@ -133,7 +134,8 @@ def _batches(
                 on_bad(bad[-1])
             else:
                 first = first or (file, tensor.shape)
-                _check_shape(file, tensor, *first)
+                if batch > 1 or not contract.any_size:
+                    _check_shape(file, tensor, *first)
                 tensors.append(tensor)
                 kept.append(file)
             if len(bad) / len(files) > max_bad:

@@ -5,6 +5,7 @@ One function, :func:`build_engine`; it prints nothing and writes two files, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,8 +20,9 @@ from calibration.implicit import scales
 from calibration.ranges import read_ranges
 from exporter.files import check_output, commit_together, reserve
 from exporter.graph.metadata import read_metadata
+from exporter.graph.tensors import input_and_output, to_json
 from exporter.layers import LayerReport, layers_of
-from runtimes.errors import InputError
+from runtimes.errors import GraphError, InputError
 from runtimes.reading import external_files, read_model
 from runtimes.tensorrt.build import BuildOptions, Built, build, is_calibrated
 from runtimes.tensorrt.device import Device, find_devices
@@ -32,7 +34,7 @@ from runtimes.tensorrt.sidecar import sidecar_path
 
 #: Version of the document beside an engine.
 SCHEMA = 1
-_KEPT = ("preprocessing", "preprocessing_sha256", "classes", "quantisation")
+_KEPT = ("preprocessing", "preprocessing_sha256", "classes", "quantisation", "embedded")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class EngineReport:
         gpu: That it was built on; ``None`` where there was none, or it is for others that were named. Without names, an
             engine of TensorRT is for this one, and one of TensorRT-RTX for every GPU from Ampere on.
         layers: What it runs.
-        model: What the ONNX file says of its preprocessing, classes and quantisation.
+        model: What the ONNX file says of its input, output, preprocessing, classes and quantisation.
     """
 
     engine: Path
@@ -134,7 +136,7 @@ def build_engine(
     for place, path in enumerate(caches):
         check_output(path, [*read, *caches[:place]])
     model, source_sha256 = read_model(source, "make one with resnet-export onnx")
-    told, network = _told(model), network_nodes(model)
+    told, network = _told(model, source), network_nodes(model)
     found = flavour(name)
     if ranges is not None:
         options = replace(options, scales=_scales(ranges, model, source_sha256, found, options))
@@ -183,13 +185,16 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _told(model: onnx.ModelProto) -> Mapping[str, Any]:
+def _told(model: onnx.ModelProto, source: Path) -> Mapping[str, Any]:
     """What the file says of itself, and whoever runs the engine has to know."""
-    try:
+    told: dict[str, Any] = {}
+    with contextlib.suppress(GraphError):  # no network for images: it can be built, and nothing here serves it
+        taken, given = input_and_output(model, source)
+        told["tensors"] = {"input": to_json(taken), "output": to_json(given)}
+    with contextlib.suppress(ValueError):  # damaged: the engine needs none of it
         found = read_metadata(model)
-    except ValueError:  # damaged: the engine needs none of it
-        return {}
-    return {name: found[name] for name in _KEPT if name in found}
+        told |= {name: found[name] for name in _KEPT if name in found}
+    return told
 
 
 def _usual(told: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -115,14 +115,16 @@ def evaluate_models(
     labelled, classes = with_labels(listing, class_names)
     files = sample(labelled, options.images or None, options.seed)
     used: list[int] = []
-    read = batches(files, contract, options.batch, max_bad=options.max_bad, on_bad=on_bad, workers=options.workers)
+    batch = 1 if contract.any_size else options.batch
+    read = batches(files, contract, batch, max_bad=options.max_bad, on_bad=on_bad, workers=options.workers)
     with ExitStack() as stack:
-        for subject in subjects:
-            if not subject.runtime.is_open:
-                stack.enter_context(subject.runtime)
+        runtimes = [subject.fed() for subject in subjects]
+        for runtime in runtimes:
+            if not runtime.is_open:
+                stack.enter_context(runtime)
         ahead = stack.enter_context(closing(prefetched(_numbered(read, files))))
         found = evaluate(
-            [each.runtime for each in subjects],
+            runtimes,
             _noted(ahead, used),
             classes=classes,
             keep=options.keep,

@@ -50,8 +50,16 @@ class Output:
         try:
             self.path.replace(kept)
         except OSError as error:
-            raise _explain(self.path, error, 0) from error
+            raise explain(self.path, error, 0) from error
         return kept
+
+    def fate(self) -> str:
+        """Retire a file of an earlier run after a failed check, and say what became of it, for the check's message."""
+        try:
+            kept = self.retire()
+        except InputError as stuck:
+            return f"and the earlier file is still there: {stuck}"
+        return f"an earlier file is kept as {kept}" if kept else "no file is written"
 
 
 @contextlib.contextmanager
@@ -72,7 +80,7 @@ def reserve(path: Path) -> Iterator[Output]:
             made = _make_parents(path.parent)
             _probe(path)
         except OSError as error:
-            raise _explain(path, error, 0) from error
+            raise explain(path, error, 0) from error
         output = Output(path)
         yield output
         if output.written:
@@ -107,7 +115,7 @@ def commit_together(contents: Sequence[tuple[Output, bytes]]) -> tuple[str, ...]
                     stack.enter_context(_restored_on_error(output.path))
                 part.replace(output.path)
             except OSError as error:
-                raise _explain(output.path, error, len(data)) from error
+                raise explain(output.path, error, len(data)) from error
     for output, _ in contents:
         output.written = True
     return tuple(hashlib.sha256(data).hexdigest() for _, data in contents)
@@ -124,7 +132,7 @@ def _written(path: Path, data: bytes) -> Iterator[Path]:
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise _explain(path, error, len(data)) from error
+            raise explain(path, error, len(data)) from error
         yield part
     finally:
         part.unlink(missing_ok=True)
@@ -166,7 +174,7 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     try:
         _check_target(path, inputs)
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise _explain(path, error, 0) from error
+        raise explain(path, error, 0) from error
 
 
 def _check_target(path: Path, inputs: Iterable[Path]) -> None:
@@ -212,7 +220,14 @@ def _probe(path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _explain(path: Path, error: OSError, size: int) -> ResnetExportError:
+def explain(path: Path, error: OSError, size: int) -> ResnetExportError:
+    """The error of this project for a path that the system refuses.
+
+    Args:
+        path: Where something is to be.
+        error: What the system said.
+        size: Bytes that were to be written; 0 where that is not known.
+    """
     if error.errno in _NO_SPACE:
         needed = f"{size / 1e6:.1f} MB are needed" if size else "not even an empty file fits"
         return UnavailableError(f"the disk of {path} is full ({needed}): free some space or give another -o")

@@ -26,7 +26,7 @@ class Row:
         takes: Kinds of models.
         takes_text: The same for people.
         options: That it has.
-        open: Makes the runtime from a path, or from a module where it takes one, and the options that were given.
+        open: Makes the runtime from a path, a URL or a module, whichever it takes, and the options that were given.
         extra: Extra of this project that brings its package; ``None``: a core dependency.
     """
 
@@ -161,6 +161,16 @@ _TABLE: Final = (
         (_GPU, _CUDA_GRAPH, _ENGINE_MODEL),
         _Made("runtimes.tensorrt.run:TensorRTRuntime", {"name": "tensorrt-rtx", "flavour": "tensorrt_rtx"}, _SOURCE),
         "tensorrt-rtx",
+    ),
+    Row(
+        "triton", "A model on a Triton server, or another one of KServe's protocol",
+        frozenset({"served"}), "URLs as http://HOST:8000/MODEL or grpc://HOST:8001/MODEL",
+        (
+            Option("version", "text", "Version of the model", "the highest that is loaded"),
+            Option("timeout", "float", "Seconds that each answer may take", "60"),
+            Option("model", "text", "ONNX file that the server's model is, or is made from", "not looked at"),
+        ),
+        _Made("runtimes.remote:TritonRuntime", {"cast_input": True}, _SOURCE), "triton",
     ),
 )  # fmt: skip
 

@@ -41,7 +41,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     """Run the command; its help is above, where it can share sentences."""
     from calibration.listing import find_images
     from exporter.evaluate import EvaluateOptions, evaluate_models
-    from exporter.proof_inputs import contract_for, prepare_all
+    from exporter.proof_inputs import contract_for, prepare_all, subjects_of
     from exporter.report_files import reserved, write_reports
 
     options = EvaluateOptions(
@@ -50,13 +50,14 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     )  # fmt: skip
     models = prepare_all(given["models"])
     contract = contract_for(models, given["preset"], fields_of(given))
+    read, subjects = subjects_of(models, contract)
     listing = find_images(given["data"])
     names = next((model.labels for model in models if model.labels), ())
     total = min(options.images or len(listing), len(listing))
     with reserved(given, [model.spec.file for model in models]) as places:
         with moving("evaluate", given["quiet"] or given["as_json"]) as progress:
             report = evaluate_models(
-                [model.subject() for model in models], listing, contract, options, path=str(given["data"]),
+                subjects, listing, read, options, path=str(given["data"]),
                 class_names=names, on_bad=tell_bad, on_progress=lambda done: progress(done, total),
             )  # fmt: skip
         told = report.to_json()

@@ -20,11 +20,12 @@ import onnx
 from calibration.graph import SHARING, Network
 from exporter.drift.forms import PLAIN, Form, forms, input_of, pixels_as_input, with_half_the_scale
 from exporter.drift.match import Matching, Point, depths, match
-from exporter.drift.reference import INPUT, Reference, reference_of
+from exporter.drift.reference import INPUT, Reference, fixed_batch, reference_of
 from exporter.graph.metadata import read_metadata
 from runtimes.base import Array
-from runtimes.drift import BOUNDS, COARSE_IMAGES, ChannelNoise, Drift, LayerDrift, layer_drift
+from runtimes.drift import BOUNDS, COARSE_IMAGES, Drift, LayerDrift, layer_drift
 from runtimes.errors import GraphError, TensorError, first_line
+from runtimes.noise import ChannelNoise
 from runtimes.probes import Edge, Probes, cut, probed
 from runtimes.reading import read_model
 
@@ -64,7 +65,7 @@ def drift_of(
     if first is None:
         raise TensorError(f"{name}: no images were given for its drift, expected at least one")
     with ExitStack() as stack:
-        known = stack.enter_context(reference_of(reference, first[0][:1] if _batch(model) is None else first[0]))
+        known = stack.enter_context(reference_of(reference, first[0][:1] if fixed_batch(model) is None else first[0]))
         job = _Job(name, model, known, threads, stack)
         for exact, given in chain([first], pairs):
             job.update(exact, given)
@@ -102,9 +103,12 @@ class _Job:
 
     def update(self, exact: Array, given: Array) -> None:
         """Take in images, as many at a time as memory is set aside for."""
-        fixed = _batch(self._model)
+        fixed, other = fixed_batch(self._model), self._reference.batch
+        if fixed and other and fixed != other:
+            raise TensorError(f"{self._name} takes {fixed} images at a time, and {self._reference.label} {other}")
+        fixed = fixed or other
         if fixed is not None and len(given) % fixed:
-            raise TensorError(f"{self._name} takes {fixed} images at a time, received {len(given)}")
+            raise TensorError(f"drift of {self._name}: {fixed} images are taken at a time, received {len(given)}")
         begin = 0
         while begin < len(given):
             count = fixed or (max(1, _AT_ONCE // self._per_image) if self._per_image else 1)
@@ -167,6 +171,8 @@ class _Job:
         self._kinds = {point: self._kind(point, judged[point.tensor]) for point in points}
         edges: dict[Edge, str] = {}
         for edge, (tensor, key) in self._matching.edges.items():
+            if judged[tensor].shape != values[key].shape:
+                continue  # the row of that layer says so; what comes after it can only be given the file's own
             name = f"{tensor}|{key}"
             edges[edge] = name
             self._fed[name] = (tensor, key, judged[tensor].dtype)
@@ -264,11 +270,3 @@ def _pairs(batches: Iterator[Array], others: Iterator[Array] | None) -> Iterator
             )
         if len(batch):
             yield batch, given
-
-
-def _batch(model: onnx.ModelProto) -> int | None:
-    """The number of images that a model is fixed to, if it is."""
-    constants = {item.name for item in model.graph.initializer}
-    taken = next(item for item in model.graph.input if item.name not in constants)
-    dim = taken.type.tensor_type.shape.dim[0]
-    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else None

@@ -68,10 +68,12 @@ class Reference(ABC):
     Attributes:
         label: What it is called in messages.
         layers: By name, in the order of computation.
+        batch: Images that it is fixed to; None: any number.
     """
 
     label: str
     layers: Mapping[str, Layer]
+    batch: int | None = None
 
     def __enter__(self) -> Reference:
         return self
@@ -163,6 +165,7 @@ class FileReference(Reference):
     def __init__(self, path: Path) -> None:
         self.label = str(path)
         model, digest = read_model(path, "make one with resnet-export onnx")
+        self.batch = fixed_batch(model)
         self._network = Network(model, digest)
         self._tensors = {
             node.name or node.output[0]: node.output[0]
@@ -267,6 +270,9 @@ def _operator(node: fx.Node) -> str:
     return _ONNX_NAMES.get(_aten(node), _aten(node))
 
 
-def network_of(model: onnx.ModelProto) -> Network:
-    """A model as :class:`calibration.graph.Network`, whatever it holds."""
-    return Network(model, "")
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The number of images that a model is fixed to, if it is."""
+    constants = {item.name for item in model.graph.initializer}
+    taken = next(item for item in model.graph.input if item.name not in constants)
+    dim = taken.type.tensor_type.shape.dim[0]
+    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else None

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from runtimes.statistics import SQNR_CAP_DB
 
+AS_SIMULATED: Final = " as simulated"
 MISSING: Final = "–"
 _LARGEST: Final = 1e100  # nothing measured is larger, and its square is still finite
 
@@ -174,7 +175,7 @@ def mapping(document: Any, key: str) -> dict[str, Any]:
 def label_of(row: dict[str, Any]) -> str:
     """What a result is called: its label, else its runtime and file; and that it was held against its simulation."""
     given = row.get("label") or ":".join(str(row[key]) for key in ("runtime", "file") if row.get(key)) or "unnamed"
-    return f"{given} as simulated" if row.get("simulated") else str(given)
+    return f"{given}{AS_SIMULATED}" if row.get("simulated") else str(given)
 
 
 def _with_unit(text: str, unit: str) -> str:

@@ -116,11 +116,11 @@ def _silent(name: str, any_results: bool) -> str:
 
 def _failure(found: list[Outcome], bad: list[Outcome]) -> str:
     gates = [outcome for outcome in bad if outcome.name == "gate"]
-    names = list(dict.fromkeys(outcome.name for outcome in bad if outcome.name != "gate"))
+    names = list(dict.fromkeys(_model(outcome) for outcome in bad if outcome.name != "gate"))
     if not names:
         return f"Do not use these models yet: {gates[0].finding}."
-    total = len({outcome.name for outcome in found if outcome.name != "gate"})
-    failed = {outcome.name for outcome in bad if outcome.status == "failed"}
+    total = len({_model(outcome) for outcome in found if outcome.name != "gate"})
+    failed = {_model(outcome) for outcome in bad if outcome.status == "failed"}
     which = text.listing([text.short(name) for name in names])
     if not failed:
         return f"Not proven: {len(names)} of {text.plural(total, 'runtime')} could not be run ({which})."
@@ -129,8 +129,13 @@ def _failure(found: list[Outcome], bad: list[Outcome]) -> str:
     return f"Do not use {len(names)} of {text.plural(total, 'runtime')}: {which}."
 
 
+def _model(outcome: Outcome) -> str:
+    """Whose outcome it is: an INT8 model has two."""
+    return outcome.name.removesuffix(text.AS_SIMULATED)
+
+
 def _success(parity: Document, judged: list[Outcome]) -> str:
-    compared = {outcome.name for outcome in judged if outcome.document == "parity"}
+    compared = {_model(outcome) for outcome in judged if outcome.document == "parity"}
     if not compared:
         return "Accuracy holds: every runtime stays within what is allowed."
     reference = text.mapping(parity, "reference").get("runtime") or "the reference"

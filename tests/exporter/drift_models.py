@@ -36,7 +36,7 @@ def network(kind: str) -> nn.Module:
     if kind == "bottleneck":
         module: nn.Module = scramble(Kuangliu(planes=4, bottleneck=True))
         return module
-    return build_random(cifar_blueprint(20 if kind == "deep" else 8, option="A" if kind == "deep" else kind))
+    return build_random(cifar_blueprint(20 if kind == "deep" else 8, option="B" if kind == "B" else "A"))
 
 
 @cache

@@ -15,13 +15,14 @@ Fault = Callable[[onnx.ModelProto], None]
 
 def planted(model: onnx.ModelProto, fault: Fault) -> onnx.ModelProto:
     """A copy with the fault in it."""
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     fault(copy)
     return copy
 
 
 def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if node.name == name)
+    found: onnx.NodeProto = next(node for node in model.graph.node if node.name == name)
+    return found
 
 
 def rewritten(tensor: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Fault:
