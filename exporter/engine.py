@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import onnx
 
 from calibration.implicit import scales
 from calibration.ranges import read_ranges
-from exporter.files import check_output, reserve
+from exporter.files import check_output, commit_together, reserve
 from exporter.graph.metadata import read_metadata
 from exporter.graph.tensors import input_and_output, to_json
 from exporter.layers import LayerReport, layers_of
@@ -29,6 +30,7 @@ from runtimes.tensorrt.flavour import Flavour, flavour
 from runtimes.tensorrt.inspect_network import network_nodes
 from runtimes.tensorrt.monitor import Listener
 from runtimes.tensorrt.precision import carried, implicit
+from runtimes.tensorrt.sidecar import sidecar_path
 
 #: Version of the document beside an engine.
 SCHEMA = 1
@@ -45,7 +47,8 @@ class EngineReport:
         flavour: Which TensorRT.
         built: The rest.
         options: What was asked for.
-        gpu: That it was built on, and is for; ``None`` where it is for those that were named.
+        gpu: That it was built on; ``None`` where there was none, or it is for others that were named. Without names, an
+            engine of TensorRT is for this one, and one of TensorRT-RTX for every GPU from Ampere on.
         layers: What it runs.
         model: What the ONNX file says of its input, output, preprocessing, classes and quantisation.
     """
@@ -123,7 +126,7 @@ def build_engine(
         InputError: Options that contradict each other.
         UnavailableError: TensorRT, a GPU, memory or disk space is missing.
     """
-    sidecar = output.with_name(f"{output.name}.json")
+    sidecar = sidecar_path(output)
     read = [source, *external_files(source)]
     if ranges is not None:
         read.append(ranges)
@@ -133,7 +136,7 @@ def build_engine(
     for place, path in enumerate(caches):
         check_output(path, [*read, *caches[:place]])
     model, source_sha256 = read_model(source, "make one with resnet-export onnx")
-    told = _told(model, source)
+    told, network = _told(model, source), network_nodes(model)
     found = flavour(name)
     if ranges is not None:
         options = replace(options, scales=_scales(ranges, model, source_sha256, found, options))
@@ -152,14 +155,14 @@ def build_engine(
         built = build(model, source_sha256, found, options, usual=_usual(told), listener=listener)
         search = find_devices()
         gpu = search.devices[0] if search.devices and not built.targets else None
-        layers = layers_of(built.plan, str(output), found, search, network_nodes(model), built.targets)
-        digest = places[0].commit(built.plan)
-        report = EngineReport(output, digest, found, built, options, gpu, layers, told)
-        places[1].commit(report.sidecar())
+        layers = layers_of(built, str(output), found, search, network, options)
+        report = EngineReport(output, sha256(built.plan).hexdigest(), found, built, options, gpu, layers, told)
+        contents = [(places[0], built.plan), (places[1], report.sidecar())]
         if kept is not None and built.timing_cache is not None:
-            kept.commit(built.timing_cache)
+            contents.append((kept, built.timing_cache))
         if scaled is not None and built.calibration is not None:
-            scaled.commit(built.calibration.cache)
+            contents.append((scaled, built.calibration.cache))
+        commit_together(contents)
     return report
 
 

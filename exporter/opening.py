@@ -19,8 +19,9 @@ from exporter.feeding import Feed
 from exporter.subjects import Subject
 from runtimes.base import Runtime
 from runtimes.errors import GraphError, InputError, ResnetExportError
-from runtimes.precision import PRECISIONS, Precision, computed, precision_of, sidecar
+from runtimes.precision import PRECISIONS, Precision, computed
 from runtimes.registry import RuntimeSpec, open_runtime, parse
+from runtimes.tensorrt.sidecar import precision_of, read_sidecar
 
 if TYPE_CHECKING:
     from exporter.models.source import LoadedModel
@@ -183,7 +184,9 @@ def _of_engine(spec: RuntimeSpec) -> Opening:
     """An engine says nothing of itself: the document beside it does, and the ONNX file that the spec may name."""
     source = Path(str(spec.options["model"])) if "model" in spec.options else None
     read = _read(source) if source else None
-    known = {**(read.metadata if read else {}), **sidecar(spec.path)}
+    digest = _file_sha256(spec.path)
+    document = read_sidecar(spec.path, digest) or {}
+    known = {**(read.metadata if read else {}), **document}
     said = _told(spec, known)
     return Opening(
         spec=spec,
@@ -192,9 +195,9 @@ def _of_engine(spec: RuntimeSpec) -> Opening:
         takes=said.takes,
         output=said.output,
         labels=_labels(known),
-        sha256=_file_sha256(spec.path),
+        sha256=digest,
         size=spec.path.stat().st_size,
-        precision=precision_of(spec.path, spec.kind) or (read.precision if read else None),
+        precision=precision_of(document) or (read.precision if read else None),
         onnx=source,
         target=_target(known),
     )

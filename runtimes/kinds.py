@@ -23,10 +23,11 @@ TITLES: Final[Mapping[Kind, str]] = MappingProxyType(
         "source": "the name of a network",
     }
 )
+ENGINE_TAGS: Final[Mapping[bytes, Kind]] = MappingProxyType({b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"})
+"""First bytes of engines."""
 _URL: Final = re.compile(r"(?:https?|grpcs?)://", re.IGNORECASE)
 _MAGIC: Final[Mapping[bytes, Kind]] = {
-    b"ftrt": "tensorrt",
-    b"vtrt": "tensorrt-rtx",
+    **ENGINE_TAGS,
     b"PK\x03\x04": "checkpoint",  # torch.save writes a zip archive
 }
 _SUFFIXES: Final[Mapping[str, Kind]] = {

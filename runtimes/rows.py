@@ -100,6 +100,9 @@ _OPTIMIZE: Final = Option("optimize", "bool", "Whether nodes may be fused and re
 _CUDA_GRAPH: Final = Option("cuda_graph", "bool", "Whether the launches of one batch are recorded and replayed", "true")
 
 _ENGINE_MODEL: Final = Option("model", "text", "ONNX file that the engine has to be made from", "not looked at")
+_HOST_CODE: Final = Option(
+    "host_code", "bool", "Whether a version-compatible engine may run the program that it brings", "false"
+)
 _SOURCE: Final = {"model": "source_sha256"}
 _NUMBERS: Final = ("fp32", "tf32", "fp16", "int8")
 _FLAVOURS: Final = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")
@@ -149,6 +152,7 @@ _TABLE: Final = (
             _GPU, _CUDA_GRAPH,
             Option("flavour", "choice", "Package that runs the engine", "the one that built it", _FLAVOURS),
             _ENGINE_MODEL,
+            _HOST_CODE,
         ),
         _Made("runtimes.tensorrt.run:TensorRTRuntime", {}, _SOURCE), "tensorrt",
     ),

@@ -13,7 +13,8 @@ from exporter.opening import Opening
 from exporter.proof_inputs import prepare_all
 from runtimes.base import TensorSpec
 from runtimes.errors import InputError
-from runtimes.precision import Precision, sidecar
+from runtimes.precision import Precision
+from runtimes.tensorrt.sidecar import read_sidecar, sidecar_path
 
 if TYPE_CHECKING:
     import onnx
@@ -156,8 +157,8 @@ def _onnx(opening: Opening, ids: set[str]) -> Member:
 
 def _engine(opening: Opening, members: Sequence[Member], ids: set[str]) -> Member:
     path = opening.spec.path
-    document = sidecar(path)
-    if not document or document.get("sha256") != opening.sha256:
+    document = read_sidecar(path, opening.sha256 or "")
+    if document is None:
         raise InputError(
             f"{path} has no document about it beside it ({path.name}.json): build it with resnet-export engine"
         )
@@ -170,7 +171,7 @@ def _engine(opening: Opening, members: Sequence[Member], ids: set[str]) -> Membe
         )
     precision = opening.precision or source.precision
     name = _named(f"{opening.spec.kind}-engine-{precision}", ids)
-    others = {f"models/{name}/{path.name}.json": path.with_name(f"{path.name}.json")}
+    others = {f"models/{name}/{path.name}.json": sidecar_path(path)}
     provenance = {"file": path.name, **{key: document[key] for key in _OF_ENGINES if key in document}}
     return Member(name, opening, f"models/{name}/{path.name}", others, precision, opening.spec.kind, source, provenance)
 

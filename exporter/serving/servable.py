@@ -17,8 +17,8 @@ from exporter.opening import Opening, prepare
 from runtimes.base import TensorSpec
 from runtimes.errors import InputError
 from runtimes.kinds import TITLES, kind_of
-from runtimes.precision import sidecar
 from runtimes.reading import external_files
+from runtimes.tensorrt.sidecar import is_version_compatible, read_sidecar
 
 Backend = Literal["onnxruntime", "tensorrt"]
 FILE_NAMES: Final[Mapping[Backend, str]] = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
@@ -110,12 +110,10 @@ def _of_onnx(name: str, path: Path) -> Servable:
 
 
 def _of_engine(name: str, path: Path) -> Servable:
-    document = sidecar(path)
-    if not document:
-        raise InputError(f"{path} has no {path.name}.json beside it: build it with resnet-export engine")
     opening = prepare(f"tensorrt:{path}")
-    if document.get("sha256") != opening.sha256:
-        raise InputError(f"{path}.json is of another engine than {path}: build it with resnet-export engine")
+    document = read_sidecar(path, opening.sha256 or "")
+    if document is None:
+        raise InputError(f"{path} has no {path.name}.json beside it: build it with resnet-export engine")
     try:
         taken, given = (from_json(document["tensors"][role]) for role in ("input", "output"))
         smallest, best, largest = (document["profile"][key] for key in ("min", "opt", "max"))
@@ -129,7 +127,7 @@ def _of_engine(name: str, path: Path) -> Servable:
         )
     if smallest[0] == largest[0]:
         taken, given = (replace(each, shape=(largest[0], *each.shape[1:])) for each in (taken, given))
-    if document.get("options", {}).get("version_compatible"):
+    if is_version_compatible(document):
         needs += ", or a later one with --backend-config=tensorrt,version-compatible=true"
     return Servable(
         name=name,

@@ -191,7 +191,12 @@ def test_an_engine_is_told_by_the_document_beside_it(tmp_path, monkeypatch, magi
     assert (bare.precision, bare.preprocessing, bare.labels, bare.size) == (None, None, (), 104)
     assert bare.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     contract = PRESETS["cifar"].for_input(3, 32, 32)
-    document = {"precision": "int8", "preprocessing": contract.to_json(), "classes": {"labels": ["a", "b"]}}
+    document = {
+        "sha256": bare.sha256,
+        "precision": "int8",
+        "preprocessing": contract.to_json(),
+        "classes": {"labels": ["a", "b"]},
+    }
     (tmp_path / "r.engine.json").write_text(json.dumps(document))
     told = prepare(str(path))
     assert (told.precision, told.labels) == ("int8", ("a", "b"))

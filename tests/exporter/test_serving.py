@@ -236,7 +236,7 @@ def test_engines_that_a_server_could_not_use_are_refused(tmp_path):
     plan = engine(tmp_path / "e.engine", batches=(2, 4, 8))
     assert "takes 2 to 8 images, and a server may send one" in refusal(InputError, [str(plan)], out)
     engine(plan, sha256="0" * 64)
-    assert "is of another engine" in refusal(InputError, [str(plan)], out)
+    assert "is not about the engine" in refusal(InputError, [str(plan)], out)
     engine(plan, tensors={})
     assert "does not tell inputs and outputs" in refusal(InputError, [str(plan)], out)
     plan.with_name("e.engine.json").unlink()
