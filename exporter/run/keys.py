@@ -143,6 +143,13 @@ _GATES: Final = Section("gates", "What makes the run fail: bounds of INT8 files 
     Key("max_latency_ms", "float", "Largest median latency at the first of bench.batches, in ms", low=0,
         example=10.0, flag="--max-latency"),
 ))  # fmt: skip
+_BUNDLE: Final = Section("bundle", "What a device gets: models, preprocessing, goldens and run.py. Needs images.", (
+    Key("make", "bool", "Whether it is made", True, flag="--bundle"),
+    Key("archive", "bool", "bundle.tar.zst instead of the folder bundle", False),
+    Key("images", "int", "Golden images, sampled evenly over classes", 16, low=1, high=4096),
+    Key("license", "path", "Licence of the weights, or a notice of where they come from", example="LICENSE"),
+    Key("dla", "bool", "Float networks with scales too, for the DLA of TensorRT 10 and before", False),
+))  # fmt: skip
 _OUTPUT: Final = Section("output", "Where everything goes.", (
     Key("folder", "path", "Made where it is missing", "build", flag="--output"),
     Key("title", "text", "Of the report; without it the model's name", example="ResNet-50, release 3"),
@@ -152,6 +159,7 @@ _OUTPUT: Final = Section("output", "Where everything goes.", (
 
 SECTIONS: Final[Mapping[str, Section]] = MappingProxyType({
     section.name: section
-    for section in (_MODEL, _ONNX, _DATA, _QUANTIZE, _ENGINE, _RUNTIME, _PARITY, _EVALUATE, _BENCH, _GATES, _OUTPUT)
+    for section in (_MODEL, _ONNX, _DATA, _QUANTIZE, _ENGINE, _RUNTIME, _PARITY, _EVALUATE, _BENCH, _GATES, _BUNDLE,
+                    _OUTPUT)
 })  # fmt: skip
 """All sections by name, in the order in which ``init`` writes them."""

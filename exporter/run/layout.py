@@ -53,6 +53,16 @@ class Layout:
         """A report."""
         return self.folder / f"report.{suffix}"
 
+    @property
+    def bundle(self) -> Path:
+        """The folder that a device gets."""
+        return self.folder / "bundle"
+
+    @property
+    def archive(self) -> Path:
+        """The same as one file."""
+        return self.folder / "bundle.tar.zst"
+
 
 def beside(path: Path) -> Path:
     """The document beside a file."""

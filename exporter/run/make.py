@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,19 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a document in one step; NaN and Infinity, which JSON does not have, are a fault and raise."""
     with reserve(path) as place:
         place.commit((json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+
+def bundle(settings: Settings, models: Sequence[Path]) -> Made:
+    """What a device gets; engines that could not be built here are left out."""
+    from calibration.listing import find_images
+    from exporter.bundle.write import BundleOptions, write_bundle
+
+    wanted, layout = settings["bundle"], Layout(settings.folder)
+    assert settings.images is not None  # exporter.run.rows builds no such stage without images
+    options = BundleOptions(
+        images=wanted["images"], seed=settings["data"]["seed"], dla=wanted["dla"],
+        license=Path(wanted["license"]) if wanted["license"] else None,
+    )  # fmt: skip
+    place = layout.archive if wanted["archive"] else layout.bundle
+    report = write_bundle([path for path in models if path.exists()], find_images(settings.images), place, options)
+    return Made(f"{place.name}, {report.size / 1e6:.1f} MB")

@@ -2,7 +2,7 @@
 
 ::
 
-    onnx ─▶ calibrate ─▶ quantize TARGET ─▶ engine NAME ─▶ parity ─▶ evaluate ─▶ bench ─▶ report
+    onnx ─▶ calibrate ─▶ quantize TARGET ─▶ engine NAME ─▶ parity ─▶ evaluate ─▶ bench ─▶ report ─▶ bundle
 
 A stage that is added is one builder, from settings to :class:`~exporter.run.stage.Stage` values, and one row.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from exporter.bundle.layout import MANIFEST, MANIFEST_SHA256
 from exporter.run import make, prove
 from exporter.run.layout import Layout, beside, engine_source
 from exporter.run.runtimes import DISTRIBUTIONS, ON_GPU, Subject, products, subjects
@@ -172,5 +173,33 @@ def _report(settings: Settings) -> Iterator[Stage]:
     )  # fmt: skip
 
 
-ROWS: Final[tuple[Builder, ...]] = (_onnx, _calibrate, _quantize, _engines, _parity, _evaluate, _bench, _report)
+def _bundle(settings: Settings) -> Iterator[Stage]:
+    wanted, layout = settings["bundle"], Layout(settings.folder)
+    if not wanted["make"] or settings.images is None:
+        return
+    engines = [layout.engine(name) for name in settings.named("engine")]
+    models = [layout.model, *map(layout.int8, settings["quantize"]["targets"]), *engines]
+    inputs = [Input(_shown(settings, path), path) for path in models]
+    inputs.append(Input("the images", settings.images, "images"))
+    if wanted["license"]:
+        inputs.append(Input("the licence", Path(wanted["license"])))
+    # Of a folder, the manifest has the hashes of all the rest: `verify` reads it all, a second run has two seconds.
+    made = (layout.archive,) if wanted["archive"] else (layout.bundle / MANIFEST, layout.bundle / MANIFEST_SHA256)
+    yield Stage(
+        "bundle", tuple(inputs), made, partial(make.bundle, settings, tuple(models)),
+        settings.pick("bundle", "data.seed"), {**_GRAPHS, **_PICTURES}, processor(),
+    )  # fmt: skip
+
+
+ROWS: Final[tuple[Builder, ...]] = (
+    _onnx,
+    _calibrate,
+    _quantize,
+    _engines,
+    _parity,
+    _evaluate,
+    _bench,
+    _report,
+    _bundle,
+)
 """A builder for every kind of stage, in the order in which they run."""
