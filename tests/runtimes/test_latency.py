@@ -144,13 +144,13 @@ def test_progress_counts_the_rounds_of_all_batch_sizes():
 def test_cold_start_and_memory_are_measured_for_each_batch_size(monkeypatch):
     asked = []
 
-    def fake(create, shape):
-        asked.append(shape)
+    def fake(create, shape, dtype):
+        asked.append((*shape, dtype))
         return ColdStart(1.0, 2.0)
 
     monkeypatch.setattr("runtimes.latency.cold_start", fake)
     found = measured(FakeClock(), lambda _: MS, batches=(1, 4), plan=replace(PLAN, isolated=True))
-    assert asked == [(1, 3, 4, 4), (4, 3, 4, 4)]
+    assert asked == [(1, 3, 4, 4, "float32"), (4, 3, 4, 4, "float32")]
     assert [row.cold for row in found.results] == [ColdStart(1.0, 2.0)] * 2
 
 
