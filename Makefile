@@ -22,14 +22,22 @@ $(VENV)/.dev: $(VENV)/.core
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# A Triton server for one slow test: 55 MB and numpy 1, so apart from the rest. Where it does not install, as on
+# anything but Linux on x86-64, that test is skipped and says so. The same onnxruntime, for bits are compared.
+$(VENV)/.triton: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/triton
+	-$(VENV)/triton/bin/python -m pip install --quiet 'nvidia-pytriton>=0.7,<1' \
+		"onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')"
+	@touch $@
+
 demo: $(VENV)/.core ## A checkpoint to INT8 files, an engine and the report, on the embedded example
 	$(BIN)/resnet-export run $(DIGITS)/pipeline.toml
 
 test: $(VENV)/.dev ## The test suite: no network, no GPU
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-test-all: $(VENV)/.dev ## The same with the slow proofs
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not gpu'
+test-all: $(VENV)/.dev $(VENV)/.triton ## The same with the slow proofs
+	PYTRITON_PYTHON=$(CURDIR)/$(VENV)/triton/bin/python $(BIN)/python -m pytest -n $(WORKERS) -m 'not gpu'
 
 test-gpu: $(VENV)/.dev ## What needs a CUDA device; skipped, never passed, without one
 	$(BIN)/python -m pytest -m gpu

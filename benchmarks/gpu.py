@@ -30,8 +30,12 @@ _DIGITS = _HERE.parent / "examples" / "digits" / "images" / "test"
 _LARGEST = 32
 
 
-def main() -> None:
-    """Measure, print what came of each part, write the results file."""
+def main() -> int:
+    """Measure, print what came of each part, write the results file.
+
+    Returns:
+        1 where something was to be measured and nothing was, else 0.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--images", type=Path, default=_DIGITS, help="photographs; default: the embedded digits")
@@ -52,10 +56,14 @@ def main() -> None:
     given.out.write_text(json.dumps(result, indent=2) + "\n")
     told = {name: part.get("status", part) for name, part in result.items() if isinstance(part, dict)}
     print(json.dumps({"status": result["status"], "reason": result.get("reason"), **told}, indent=2, default=str))
+    parts = [part for name, part in result.items() if name in _Run.PARTS]
+    return int(bool(parts) and not any(map(_worked, parts)))
 
 
 class _Run:
     """One run over all parts; what a part makes, later ones use."""
+
+    PARTS = ("files", "engines", "parity", "latency")
 
     def __init__(self, given: argparse.Namespace, folder: Path) -> None:
         self.given, self.folder = given, folder
@@ -65,13 +73,8 @@ class _Run:
 
     def all(self) -> dict[str, Any]:
         """What came of each part."""
-        parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "files": self.make_files,
-            "engines": self.build,
-            "parity": self.parity,
-            "latency": self.latency,
-        }
-        found = {name: _guarded(part) for name, part in parts.items()}
+        made = (self.make_files, self.build, self.parity, self.latency)
+        found = {name: _guarded(part) for name, part in zip(self.PARTS, made, strict=True)}
         return {**found, "model": self.given.model, "environment": describe()}
 
     def make_files(self) -> dict[str, Any]:
@@ -96,8 +99,11 @@ class _Run:
 
     def build(self) -> dict[str, Any]:
         """An engine of each file by each package: seconds, bytes, what it runs; or why there is none."""
-        found: dict[str, Any] = {"packages": {item.name: item.version for item in survey().working}}
-        for item in survey().working:
+        packages = survey().working
+        found: dict[str, Any] = {"packages": {item.name: item.version for item in packages}}
+        for item in packages:
+            if not item.can_build:  # the lean and the dispatch package only run engines
+                continue
             for precision, source in self.files.items():
                 found[f"{item.name} {precision}"] = _guarded(partial(self._engine, item, precision, source))
         return found
@@ -153,16 +159,22 @@ class _Run:
         from exporter.proof_inputs import contract_for, prepare_all
         from runtimes.turns import Plan
 
-        models, left_out = [], {}
+        models: list[Any] = []
+        left_out = {}
         for spec in self.specs():
-            try:
+
+            def opened(spec: str = spec) -> dict[str, Any]:
                 (model,) = prepare_all([spec])
                 with model.runtime:
                     pass
-            except ResnetExportError as error:
-                left_out[_short(spec)] = str(error)
-            else:
                 models.append(model)
+                return {}
+
+            tried = _guarded(opened)
+            if tried["status"] == "failed":
+                left_out[_short(spec)] = tried["reason"]
+        if not models:
+            return {"status": "failed", "reason": "nothing can be opened", "left_out": left_out}
         images = bench_images(contract_for(models, None, {}), _LARGEST)
         sizes = (1,) if self.given.rehearse else (1, 8, _LARGEST)
         report = bench_models(
@@ -179,6 +191,12 @@ def _guarded(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"status": "failed", "reason": str(error)}
     except Exception as error:  # noqa: BLE001  (time on a GPU is rare: what other parts find must not be lost)
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+
+
+def _worked(part: dict[str, Any]) -> bool:
+    """Whether anything came of a part: of itself, and of one of its own parts where it has some."""
+    own = [each["status"] for each in part.values() if isinstance(each, dict) and "status" in each]
+    return part["status"] == "run" and (not own or "run" in own)
 
 
 def _short(spec: str) -> str:
@@ -198,4 +216,4 @@ def _without_paths(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -40,7 +40,7 @@ def array_labels(path: Path) -> list[int | None]:
     return [None] * len(images) if labels is None else [int(label) for label in labels]
 
 
-def array_row(path: Path, row: int, contract: Preprocessing) -> npt.NDArray[np.float32]:
+def array_row(path: Path, row: int, contract: Preprocessing) -> Array:
     """The tensor of one row.
 
     Args:
@@ -49,14 +49,16 @@ def array_row(path: Path, row: int, contract: Preprocessing) -> npt.NDArray[np.f
         contract: Names the channels and size that floating rows must have, and what happens to uint8 rows.
 
     Returns:
-        float32 array of shape ``[C, H, W]``.
+        float32 array of shape ``[C, H, W]``, or uint8 of ``[H, W, C]`` where the contract says so.
 
     Raises:
         DataError: The row does not fit the contract, or holds NaN or infinity.
     """
-    values = _row(path, row)
+    values = stored_row(path, row)
     if values.dtype == np.uint8:
         return contract.apply_pixels(values)
+    if contract.dtype == "uint8":
+        raise DataError("floating rows are preprocessed already, and the model takes uint8 pixels: give pictures")
     channels, height, width = values.shape
     if channels != contract.channels:
         raise DataError(
@@ -77,7 +79,7 @@ def row_bytes(path: Path, row: int) -> bytes:
     Raises:
         DataError: The file cannot be read, or has no such row.
     """
-    return _row(path, row).tobytes()
+    return stored_row(path, row).tobytes()
 
 
 def row_pixels(path: Path, row: int) -> npt.NDArray[np.uint8]:
@@ -86,13 +88,18 @@ def row_pixels(path: Path, row: int) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: The file cannot be read, has no such row, or holds what was preprocessed already.
     """
-    values = _row(path, row)
+    values = stored_row(path, row)
     if values.dtype != np.uint8:
         raise DataError(f"{path} holds preprocessed rows, not pixels")
     return values.squeeze(-1) if values.shape[-1] == 1 else values
 
 
-def _row(path: Path, row: int) -> Array:
+def stored_row(path: Path, row: int) -> Array:
+    """A copy of one row as it is stored.
+
+    Raises:
+        DataError: The file cannot be read, or has no such row.
+    """
     images, _ = _open(path)
     if not 0 <= row < len(images):
         raise DataError(f"the array has {len(images)} rows, row {row} was asked for")

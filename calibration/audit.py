@@ -75,7 +75,8 @@ class ImageAudit:
         mean = tensor.mean(axis=(0, 2, 3), dtype=np.float64)
         # Channel by channel: the float64 copy that a variance needs is as large as what it is taken of.
         variance = np.array([tensor[:, c].var(dtype=np.float64) for c in range(tensor.shape[1])])
-        self._merge(tensor.size // tensor.shape[1], mean, variance)
+        count = tensor.size // tensor.shape[1]
+        self._merge(count, mean, variance * count)
         low, high = tensor.min(axis=(0, 2, 3)).astype(np.float64), tensor.max(axis=(0, 2, 3)).astype(np.float64)
         self._low = np.minimum(self._low, low) if self.images else low
         self._high = np.maximum(self._high, high) if self.images else high
@@ -86,6 +87,27 @@ class ImageAudit:
                 self._unlabelled += 1
             else:
                 self._labels.setdefault(file.label, file.class_name)
+
+    def merge(self, other: ImageAudit) -> None:
+        """Note all that ``other`` has, which stays as it is; copies are left to :meth:`add_contents`.
+
+        Audits of one batch each, merged in order, are to the last bit what one audit of all batches is.
+
+        Raises:
+            DataError: They are of images with different numbers of channels.
+        """
+        if not other.images:
+            return
+        if self.images and len(self._mean) != len(other._mean):
+            raise DataError(
+                f"images of {len(self._mean)} and of {len(other._mean)} channels are in one set: use one contract"
+            )
+        self._merge(other._pixels, other._mean, other._squares)
+        self._low = np.minimum(self._low, other._low) if self.images else other._low
+        self._high = np.maximum(self._high, other._high) if self.images else other._high
+        self.images += other.images
+        self._unlabelled += other._unlabelled
+        self._labels = {**other._labels, **self._labels}
 
     def add_contents(self, files: Sequence[ImageFile], hashes: Mapping[ImageFile, str]) -> None:
         """Note which of ``files`` are copies of others.
@@ -111,13 +133,13 @@ class ImageAudit:
         found = [self._of_number(), self._of_classes(), self._of_copies(), self._of_pixels()]
         return tuple(line for line in found if line)
 
-    def _merge(self, count: int, mean: Float64, variance: Float64) -> None:
+    def _merge(self, count: int, mean: Float64, squares: Float64) -> None:
         if not self._pixels:
-            self._pixels, self._mean, self._squares = count, mean, variance * count
+            self._pixels, self._mean, self._squares = count, mean, squares
             return
         total = self._pixels + count
         apart = mean - self._mean
-        self._squares = self._squares + variance * count + apart**2 * (self._pixels * count / total)
+        self._squares = self._squares + squares + apart**2 * (self._pixels * count / total)
         self._mean = self._mean + apart * (count / total)
         self._pixels = total
 

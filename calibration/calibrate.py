@@ -18,23 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
-from calibration.audit import ImageAudit, content_hashes, list_sha256
+from calibration.audit import ImageAudit, list_sha256
 from calibration.collect import Collector, Progress, batch_size, tool_versions
-from calibration.decoding import Tensor, outcome
-from calibration.graph import Network, input_size
+from calibration.decoding import Tensor
+from calibration.graph import Network
 from calibration.images import BadFile, batches, worker_count
+from calibration.inputs import FEWEST_IMAGES, check_inputs, image_size, lenient_hashes, too_few, too_many
 from calibration.listing import ImageFile
 from calibration.preprocess import Preprocessing
 from calibration.ranges import Ranges
 from calibration.resume import Conditions, Start, read_state, write_state
-from runtimes.errors import DataError, InputError
+from runtimes.errors import DataError
 
-#: The range of one image says nothing about the next one, and its audit nothing about a set.
-FEWEST_IMAGES: Final = 2
 # What an interrupted run may lose, where the process is killed rather than asked to end.
 _SAVE_SECONDS: Final = 30.0
-# So many bad files are named in one line.
-_NAMED: Final = 10
 
 _Batches = Generator[tuple[Tensor, list[ImageFile]], None, None]
 
@@ -98,9 +95,9 @@ def calibrate(
         GraphError: There is nothing to observe, or ONNX Runtime cannot load the model.
         UnavailableError: ONNX Runtime, a provider or processes are missing.
     """
-    _check(network, files, contract)
-    size = _image_size(network, files, contract)
-    hashes = _hashes(files)
+    check_inputs(network, files, contract)
+    size = image_size(network, files, contract)
+    hashes = lenient_hashes(files)
     conditions = Conditions(
         network.sha256, contract, list_sha256(files, hashes), batch_size(network, *size), tuple(providers),
         tool_versions(),
@@ -117,10 +114,10 @@ def calibrate(
         run.through(cast("_Batches", found))
     except DataError as error:
         if len(bad) == len(files) or len(bad) / len(files) > max_bad:
-            raise _too_many(bad, len(files), max_bad) from error
+            raise too_many(bad, len(files), max_bad) from error
         raise
     if len(run.files) < FEWEST_IMAGES:
-        raise _too_few(len(run.files))
+        raise too_few(len(run.files))
     run.audit.add_contents(run.files, hashes)
     if state is not None:
         state.unlink(missing_ok=True)
@@ -215,55 +212,3 @@ class _Run:
             self.notes.append(f"{self._state} cannot be written ({reason}): an interrupted run will start anew")
             self._state = None
         self._saved = time.monotonic()
-
-
-def _check(network: Network, files: Sequence[ImageFile], contract: Preprocessing) -> None:
-    if len(files) < FEWEST_IMAGES:
-        raise _too_few(len(files))
-    channels = input_size(network)[1]
-    if contract.channels != channels:
-        raise InputError(
-            f"the preprocessing makes {contract.channels} channels ({contract.color}), the model takes {channels}: "
-            f"give the preprocessing that the model was trained with"
-        )
-
-
-def _image_size(network: Network, files: Sequence[ImageFile], contract: Preprocessing) -> tuple[int, int]:
-    """Height and width in pixels: the contract's, the model's, or those of the first image that can be used."""
-    if contract.size is not None:
-        return contract.size
-    _, _, height, width = input_size(network)
-    if height is not None and width is not None:
-        return height, width
-    for file in files:
-        tensor = outcome(file, contract)
-        if not isinstance(tensor, str):
-            return tensor.shape[1], tensor.shape[2]
-    raise _too_many([BadFile(file.path, str(outcome(file, contract))) for file in files[:_NAMED]], len(files), 0.0)
-
-
-def _hashes(files: Sequence[ImageFile]) -> dict[ImageFile, str]:
-    """As :func:`content_hashes`, without a stop at what cannot be read: the decoder says why, and it counts as bad."""
-    hashes: dict[ImageFile, str] = {}
-    for file in dict.fromkeys(files):
-        try:
-            hashes |= content_hashes([file])
-        except DataError:
-            hashes[file] = "unreadable"
-    return hashes
-
-
-def _too_few(count: int) -> DataError:
-    return DataError(
-        f"{count} image{'s' * (count != 1)} to calibrate with: the range of one says nothing about others: "
-        f"give 500, and at least {FEWEST_IMAGES}"
-    )
-
-
-def _too_many(bad: Sequence[BadFile], total: int, max_bad: float) -> DataError:
-    named = "; ".join(f"{file.path}: {file.reason}" for file in bad[:_NAMED])
-    more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    return DataError(
-        f"{len(bad)} or more of {total} images cannot be used, where {max_bad:.1%} may be bad: "
-        f"remove or mend them, or allow more with --max-bad ({named}{more})"
-    )

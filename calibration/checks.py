@@ -88,3 +88,22 @@ def check_geometry(size: tuple[int, int] | None, resize: int | None, crop: str, 
             f"preprocessing: the crop {shape} does not fit in a shorter side of {resize}: "
             f"set resize to {max(size)} or more"
         )
+
+
+def check_element(dtype: str, layout: str, scaling: tuple[float, ...], channels: int) -> None:
+    """Refuse pixels in another layout than a decoder's, or with an arithmetic that they do not go through.
+
+    Args:
+        dtype: Element type of the tensor.
+        layout: Order of its axes.
+        scaling: Scale, means, stds.
+        channels: Of the tensor.
+
+    Raises:
+        InputError: Naming the fields that contradict each other.
+    """
+    wanted = "NHWC" if dtype == "uint8" else "NCHW"
+    if layout != wanted:
+        raise refusal("layout", layout, f"{wanted}, which {dtype} is held in")
+    if dtype == "uint8" and scaling != (1.0, *(0.0,) * channels, *(1.0,) * channels):
+        raise InputError("preprocessing: uint8 is the pixels as they are: set scale to 1, mean to 0 and std to 1")

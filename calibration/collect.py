@@ -92,6 +92,16 @@ class Collector:
             readings = list(pool.map(_reading, self.observers, self.observers.values(), rows))
             list(pool.map(Observer.add, self.observers.values(), readings))
 
+    def restart(self) -> dict[str, Observer]:
+        """Begin anew, in the session that is there.
+
+        Returns:
+            What was observed so far, which no later batch changes.
+        """
+        observed = self.observers
+        self.observers = {name: Observer() for name in observed}
+        return observed
+
     def _run(self, fed: Tensor) -> list[Tensor]:
         """All observed tensors, which the next batch of the same shape overwrites.
 

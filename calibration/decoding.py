@@ -8,9 +8,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from calibration.arrays import array_row
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from calibration.listing import ImageFile
     from calibration.preprocess import Preprocessing
 
-Tensor = npt.NDArray[np.float32]
+Tensor = npt.NDArray[Any]
 
 # Only these decoders may touch a file, whatever its name: Pillow has others that start programs (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -49,7 +48,7 @@ def decode(file: ImageFile, contract: Preprocessing) -> Tensor:
         contract: How the pixels become a tensor.
 
     Returns:
-        float32 array of shape ``[C, H, W]``.
+        float32 array of shape ``[C, H, W]``, or uint8 of ``[H, W, C]``: what the contract says.
 
     Raises:
         DataError: The file is broken, unreasonably large, or does not fit the contract; names the file.
@@ -64,7 +63,7 @@ def outcome(file: ImageFile, contract: Preprocessing) -> Tensor | str:
     """As :func:`decode`, for callers that go on after a bad file.
 
     Returns:
-        float32 array of shape ``[C, H, W]``, or the reason why there is none, without the file's name.
+        The same, or the reason why there is none, without the file's name.
     """
     try:
         return _decode(file, contract)

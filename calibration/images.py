@@ -28,10 +28,12 @@ __all__ = [
     "ImageFile",
     "array_batches",
     "batches",
+    "check_shape",
     "decode",
     "find_images",
     "load_batch",
     "sample",
+    "too_many_bad",
     "worker_count",
 ]
 
@@ -55,7 +57,7 @@ def load_batch(files: Sequence[ImageFile], contract: Preprocessing) -> Tensor:
         contract: How the pixels become a tensor.
 
     Returns:
-        float32 array of shape ``[N, C, H, W]``.
+        float32 array of shape ``[N, C, H, W]``, or uint8 of ``[N, H, W, C]``.
 
     Raises:
         DataError: A file cannot be used, or the images differ in size and the contract does not even them out.
@@ -66,7 +68,7 @@ def load_batch(files: Sequence[ImageFile], contract: Preprocessing) -> Tensor:
     tensors = [first]
     for file in files[1:]:
         tensors.append(decode(file, contract))
-        _check_shape(file, tensors[-1], files[0], first.shape)
+        check_shape(file, tensors[-1].shape, files[0], first.shape)
     return np.stack(tensors)  # N x [C,H,W] -> [N,C,H,W]
 
 
@@ -81,10 +83,14 @@ def batches(
 ) -> Iterator[tuple[Tensor, list[ImageFile]]]:
     """The files in batches, in order, without those that cannot be used.
 
+    A batch is made of ``batch`` neighbours of the list, and a bad file shortens its own batch alone: what a batch holds
+    does not depend on files elsewhere, so whoever reads a part of the list makes the same batches of it. A batch
+    without any image is left out.
+
     Args:
         files: At least one file.
         contract: How the pixels become a tensor.
-        batch: Images in a batch; the last may have fewer.
+        batch: Files to a batch; the last may have fewer.
         max_bad: Fraction of ``files``, from 0 to 1, that may be bad.
         on_bad: Called with each bad file as it is met.
         workers: Processes that decode, also while the caller is busy with a batch; 0 decodes in this one. The
@@ -92,9 +98,10 @@ def batches(
             has to do its work under ``if __name__ == "__main__"``. :func:`worker_count` proposes a number.
 
     Returns:
-        An iterator over tensors, float32 ``[N, C, H, W]``, and the ``N`` files in them. It raises ``DataError``
-        when more files are bad than allowed, when all are, when images differ in size and the contract does
-        not even them out, or when a worker dies; and ``UnavailableError`` when none can be started.
+        An iterator over tensors, float32 ``[N, C, H, W]`` or uint8 ``[N, H, W, C]`` as the contract says, and the
+        ``N`` files in them. It raises ``DataError`` when more files are bad than allowed, when all are, when images
+        differ in size and the contract does not even them out (pictures of any size can be read one at a time), or
+        when a worker dies; and ``UnavailableError`` when none can be started.
 
     Raises:
         DataError: ``files`` is empty.
@@ -133,7 +140,8 @@ def _batches(
                 on_bad(bad[-1])
             else:
                 first = first or (file, tensor.shape)
-                _check_shape(file, tensor, *first)
+                if batch > 1 or not contract.any_size:
+                    check_shape(file, tensor.shape, *first)
                 tensors.append(tensor)
                 kept.append(file)
             if len(bad) / len(files) > max_bad:
@@ -141,11 +149,11 @@ def _batches(
                 tensors, kept = [], []
                 if len(bad) >= _NAMED:
                     break
-            elif len(kept) == batch:
+            elif kept and seen % batch == 0:
                 yield np.stack(tensors), kept  # N x [C,H,W] -> [N,C,H,W]
                 tensors, kept = [], []
     if len(bad) / len(files) > max_bad or first is None:
-        raise _too_many(bad, seen, max_bad)
+        raise too_many_bad(bad, seen, max_bad)
     if kept:
         yield np.stack(tensors), kept
 
@@ -159,15 +167,33 @@ def _outcomes(
     return (outcome(file, contract) for file in files)
 
 
-def _check_shape(file: ImageFile, tensor: Tensor, first: ImageFile, expected: tuple[int, ...]) -> None:
-    if tensor.shape != expected:
+def check_shape(file: ImageFile, shape: tuple[int, ...], first: ImageFile, expected: tuple[int, ...]) -> None:
+    """Refuse an image of another size than the first one.
+
+    Args:
+        file: The image.
+        shape: Of its tensor.
+        first: The image before all others.
+        expected: Of that one's tensor.
+
+    Raises:
+        DataError: They differ; names both.
+    """
+    if shape != expected:
         raise DataError(
-            f"images differ in size: {first.path} gives {list(expected)}, {file.path} gives {list(tensor.shape)}: "
+            f"images differ in size: {first.path} gives {list(expected)}, {file.path} gives {list(shape)}: "
             f"use a contract with resize and crop center"
         )
 
 
-def _too_many(bad: Sequence[BadFile], seen: int, max_bad: float) -> DataError:
+def too_many_bad(bad: Sequence[BadFile], seen: int, max_bad: float) -> DataError:
+    """The error for more bad files than are allowed.
+
+    Args:
+        bad: All that were met; the first few are named.
+        seen: Files looked at so far.
+        max_bad: Fraction of all files that may be bad.
+    """
     named = "; ".join(f"{file.path}: {file.reason}" for file in bad[:_NAMED])
     return DataError(
         f"{len(bad)} of the first {seen} images cannot be used, where {max_bad:.1%} of all may be bad: "

@@ -65,7 +65,8 @@ def is_quantised(node: onnx.NodeProto) -> bool:
 
 
 def _maker(graph: QuantisedGraph, name: str) -> onnx.NodeProto | None:
-    while (node := graph.producers.get(name)) is not None and node.op_type in MOVING:
+    # A Concat joins channels that were padded apart, each with its own colour: where one comes from, all do.
+    while (node := graph.producers.get(name)) is not None and node.op_type in (*MOVING, "Pad", "Concat"):
         name = node.input[0]
     return node
 

@@ -5,6 +5,8 @@
     pixels --orientation--> upright --color--> uint8 [H,W,C] --resize, crop--> uint8 [h,w,C]
     tensor[c] = (pixels[c] * scale - mean[c]) / std[c]          float32 [C,h,w]
 
+or, for a model that normalises by itself, the uint8 [h,w,C] as they are (:mod:`calibration.pixel_contract`).
+
 The arithmetic is that of torchvision's classification transforms (Resize with antialias on a PIL image,
 CenterCrop, ToDtype(scale=True), Normalize), operation by operation in float32. One contract serves
 calibration, evaluation, the bundle and the server; :meth:`Preprocessing.sha256` is its name in everything
@@ -23,7 +25,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from calibration.checks import check_geometry, check_scaling, is_count, numbers_field, refusal, size_field
+from calibration.checks import (
+    check_element,
+    check_geometry,
+    check_scaling,
+    is_count,
+    numbers_field,
+    refusal,
+    size_field,
+)
 from calibration.pixels import crop_center, resize_shorter, to_rgb
 from runtimes.errors import DataError, InputError
 
@@ -34,14 +44,17 @@ Crop = Literal["center", "none"]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Color = Literal["RGB", "BGR", "L", "raw"]
 Orientation = Literal["exif", "none"]
+Layout = Literal["NCHW", "NHWC"]
+Element = Literal["float32", "uint8"]
+Array = npt.NDArray[Any]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "crop": get_args(Crop),
     "interpolation": get_args(Interpolation),
     "color": get_args(Color),
     "orientation": get_args(Orientation),
-    "layout": ("NCHW",),
-    "dtype": ("float32",),
+    "layout": get_args(Layout),
+    "dtype": get_args(Element),
 }
 _CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
@@ -60,8 +73,8 @@ class Preprocessing:
         mean: One value for each channel of the tensor, in its order and in scaled units.
         std: One value for each channel, greater than 0, in scaled units.
         orientation: ``"exif"`` turns photographs upright first; ``"none"`` takes pixels as stored.
-        layout: Order of the axes.
-        dtype: Element type of the tensor.
+        layout: Order of the axes; ``"NHWC"`` with uint8, ``"NCHW"`` with float32.
+        dtype: Element type of the tensor; uint8 is the pixels themselves, with scale 1, mean 0 and std 1.
 
     Raises:
         InputError: A field has a value that it cannot take, or two fields contradict each other.
@@ -76,8 +89,8 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     orientation: Orientation = "exif"
-    layout: Literal["NCHW"] = "NCHW"
-    dtype: Literal["float32"] = "float32"
+    layout: Layout = "NCHW"
+    dtype: Element = "float32"
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -91,11 +104,17 @@ class Preprocessing:
             object.__setattr__(self, "size", size_field(self.size))
         check_scaling(self.scale, self.mean, self.std, self.channels)
         check_geometry(self.size, self.resize, self.crop, self.color)
+        check_element(self.dtype, self.layout, (self.scale, *self.mean, *self.std), self.channels)
 
     @property
     def channels(self) -> int:
         """Number of channels of the tensor."""
         return _CHANNELS.get(self.color, len(self.mean))
+
+    @property
+    def any_size(self) -> bool:
+        """Whether pictures are taken as they are, each of its own size: the model resizes them by itself."""
+        return self.dtype == "uint8" and self.size is None and self.resize is None
 
     def to_json(self) -> dict[str, Any]:
         """The contract as values that ``json.dump`` takes; :meth:`from_json` reads them back."""
@@ -193,7 +212,7 @@ class Preprocessing:
             resize = round(max(size) * resize / max(fitted.size))
         return replace(fitted, size=size, resize=resize)
 
-    def apply(self, image: Image) -> npt.NDArray[np.float32]:
+    def apply(self, image: Image) -> Array:
         """The tensor of one image.
 
         Alpha is dropped, not composited (as ``convert("RGB")`` does; a palette with transparency likewise);
@@ -203,14 +222,14 @@ class Preprocessing:
             image: An image of any mode that Pillow reads, except floating point.
 
         Returns:
-            float32 array of shape ``[C, H, W]``.
+            float32 array of shape ``[C, H, W]``, or uint8 of ``[H, W, C]``: as ``dtype`` and ``layout`` say.
 
         Raises:
             DataError: The image has pixels that cannot be converted, or does not have the size demanded.
         """
-        return self._normalise(self._pixels(image))
+        return self._finished(self._pixels(image))
 
-    def apply_pixels(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def apply_pixels(self, pixels: npt.NDArray[np.uint8]) -> Array:
         """The tensor of one decoded picture.
 
         Args:
@@ -218,7 +237,7 @@ class Preprocessing:
                 ``color="raw"`` ``[H, W, C]`` in the order of the tensor.
 
         Returns:
-            float32 array of shape ``[C, H, W]``.
+            As :meth:`apply`.
 
         Raises:
             DataError: The array is not of these shapes, or does not have the size demanded.
@@ -233,7 +252,7 @@ class Preprocessing:
         if not raw:
             return self.apply(Image.fromarray(pixels.reshape(shape[:2]) if shape[2] == 1 else pixels))
         self.check_size(shape[0], shape[1])
-        return self._normalise(pixels.reshape(shape))
+        return self._finished(pixels.reshape(shape))
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse a picture of ``height`` x ``width`` pixels that this contract would have to reshape.
@@ -257,20 +276,33 @@ class Preprocessing:
         shaped = to_rgb(upright)
         if self.color == "L":
             shaped = shaped.convert("L")
-        if self.resize is not None:
-            shaped = resize_shorter(shaped, self.resize, self.interpolation)
-        if self.crop == "center" and self.size is not None:
-            shaped = crop_center(shaped, *self.size)
-        self.check_size(shaped.height, shaped.width)
+        shaped = self.shape(shaped)
         pixels = np.asarray(shaped, dtype=np.uint8).reshape(shaped.height, shaped.width, self.channels)
         return pixels[:, :, ::-1] if self.color == "BGR" else pixels
 
-    def _normalise(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def shape(self, image: Image) -> Image:
+        """An upright image in mode RGB or L, resized and cropped.
+
+        Raises:
+            DataError: It does not have the size demanded.
+        """
+        if self.resize is not None:
+            image = resize_shorter(image, self.resize, self.interpolation)
+        if self.crop == "center" and self.size is not None:
+            image = crop_center(image, *self.size)
+        self.check_size(image.height, image.width)
+        return image
+
+    def normalise(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """uint8 ``[..., H, W, C]`` in the order of the tensor -> float32 ``[..., C, H, W]``."""
         # Scale, then subtract, then divide, each rounded to float32: folding them into one multiply and add
         # would differ from the training code in the last bits.
         scaled = pixels.astype(np.float32) * np.float32(self.scale)
         normalised = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))  # [H,W,C] -> [C,H,W]
+        return np.ascontiguousarray(np.moveaxis(normalised, -1, -3))  # [...,H,W,C] -> [...,C,H,W]
+
+    def _finished(self, pixels: npt.NDArray[np.uint8]) -> Array:
+        return np.ascontiguousarray(pixels) if self.dtype == "uint8" else self.normalise(pixels)
 
 
 _IMAGENET = Preprocessing(

@@ -22,7 +22,7 @@ from calibration.ranges import Ranges
 from runtimes.errors import DataError, ResnetExportError, first_line
 
 FORMAT: Final = "resnet_export.unfinished_calibration"
-VERSION: Final = 2
+VERSION: Final = 3  # 3: a bad file shortens its own batch
 
 
 @dataclass(frozen=True)

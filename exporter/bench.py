@@ -14,7 +14,7 @@ from calibration.images import batches
 from calibration.listing import ImageFile
 from calibration.preprocess import Preprocessing
 from exporter.subjects import Subject
-from runtimes.base import Floats, Runtime
+from runtimes.base import Array, Runtime
 from runtimes.errors import InputError
 from runtimes.latency import Candidate, measure
 from runtimes.machine import environment
@@ -48,7 +48,7 @@ class BenchReport:
 def bench_models(
     subjects: Sequence[Subject],
     sizes: Sequence[int],
-    images: Floats,
+    images: Array,
     plan: Plan | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
@@ -58,7 +58,7 @@ def bench_models(
     Args:
         subjects: At least one; times are also given as ratios to the first's.
         sizes: Images in a run.
-        images: ``[N, C, H, W]`` float32, from :func:`bench_images`.
+        images: From :func:`bench_images`.
         plan: How long; ``None``: the defaults.
         on_progress: Hears of the rounds done and the rounds in all.
 
@@ -66,7 +66,7 @@ def bench_models(
         InputError: There is nothing to measure, or something comes twice.
         ResnetExportError: A model cannot be opened.
     """
-    candidates = [Candidate(each.label, partial(_itself, each.runtime)) for each in subjects]
+    candidates = [Candidate(each.label, partial(_itself, each.runtime), each.feed) for each in subjects]
     found = measure(candidates, sizes, images, plan, on_progress=on_progress)
     known = {each.label: {**each.to_json(), "bytes": _bytes(each.file)} for each in subjects}
     return BenchReport(
@@ -76,7 +76,7 @@ def bench_models(
     )
 
 
-def bench_images(contract: Preprocessing, count: int, listing: Sequence[ImageFile] = ()) -> Floats:
+def bench_images(contract: Preprocessing, count: int, listing: Sequence[ImageFile] = ()) -> Array:
     """What the models are fed.
 
     Args:
@@ -85,7 +85,8 @@ def bench_images(contract: Preprocessing, count: int, listing: Sequence[ImageFil
         listing: Where they come from; none: seeded noise, which costs a network as much time as photographs do.
 
     Returns:
-        ``[N, C, H, W]`` float32; N can be less than ``count`` where there are fewer images.
+        ``[N, C, H, W]`` float32, or uint8 ``[N, H, W, C]`` where the contract says so; N can be less than ``count``
+        where there are fewer images.
 
     Raises:
         DataError: The images cannot be used.
@@ -98,6 +99,8 @@ def bench_images(contract: Preprocessing, count: int, listing: Sequence[ImageFil
         return first
     if contract.size is None:
         raise InputError("the preprocessing leaves the size of the images free: give images with --data")
+    if contract.dtype == "uint8":
+        return np.random.default_rng(0).integers(0, 256, (count, *contract.size, contract.channels), np.uint8)
     shape = (count, contract.channels, *contract.size)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 

@@ -16,6 +16,7 @@ from calibration.images import BadFile, batches
 from calibration.listing import ImageFile, sample
 from calibration.prefetch import prefetched
 from calibration.preprocess import Preprocessing
+from exporter.feeding import fed, reading
 from exporter.opening import Opening
 from exporter.proof_inputs import fits
 from runtimes.base import Array
@@ -25,7 +26,7 @@ from runtimes.int8_sim import Int8SimRuntime
 from runtimes.intervals import agreement_interval
 from runtimes.machine import description
 from runtimes.statistics import DifferenceStatistics
-from runtimes.tolerance import AS_SIMULATED, Tolerance, tolerance_for
+from runtimes.tolerance import AS_SIMULATED, Tolerance, resized_apart, tolerance_for
 
 SCHEMA = 1
 #: Target of `quantize` → the runtimes that it is for. On others the file runs, and rounds elsewhere.
@@ -115,7 +116,7 @@ def compare_models(
     Args:
         models: At least two, not opened yet.
         listing: Images, from :func:`calibration.listing.find_images`.
-        contract: How they become the models' input.
+        contract: How they become what the networks take; a model with a part of it in its graph gets the rest.
         options: How; ``None``: the defaults.
         path: Where the images come from, for the report.
         on_bad: Hears of unusable images.
@@ -130,18 +131,21 @@ def compare_models(
     options = options or CompareOptions()
     if len(models) < 2:
         raise InputError(f"received {len(models)} model, expected two at least: the first is what the others should be")
+    _check_outputs(models)
     files = sample(listing, options.images or None, options.seed)
     used: list[ImageFile] = []
     with ExitStack() as stack:
-        runs = [Ran(stack.enter_context(model.runtime)) for model in models]
+        images = reading(contract, [model.takes for model in models])
+        runs = [Ran(stack.enter_context(fed(m.runtime, feed))) for m, feed in zip(models, images.feeds, strict=True)]
         for model in models:
             fits(model, contract)
         pairs = [Pair(index, 0) for index in range(1, len(models))]
         simulations = _simulations(models, options.simulated)
         for index, sim in simulations.items():
-            runs.append(Ran(stack.enter_context(sim), options.simulated))
+            runs.append(Ran(stack.enter_context(fed(sim, images.feeds[index])), options.simulated))
             pairs.append(Pair(index, len(runs) - 1, options.simulated))
-        read = batches(files, contract, options.batch, max_bad=options.max_bad, on_bad=on_bad)
+        batch = 1 if images.contract.any_size else options.batch
+        read = batches(files, images.contract, batch, max_bad=options.max_bad, on_bad=on_bad)
         ahead = stack.enter_context(closing(prefetched(read)))
         total = len(files)
         found = compare_over(
@@ -159,6 +163,14 @@ def compare_models(
         "preprocessing_sha256": contract.sha256(),
     }
     return CompareReport(facts[0], tuple(rows), data, _notes(models))
+
+
+def _check_outputs(models: Sequence[Opening]) -> None:
+    for model in models[1:]:
+        if model.output != models[0].output:
+            raise InputError(
+                f"{models[0].label} gives {models[0].output} and {model.label} {model.output}: give files of one kind"
+            )
 
 
 def _simulations(models: Sequence[Opening], most: int) -> dict[int, Int8SimRuntime]:
@@ -203,7 +215,9 @@ def _row(
 ) -> dict[str, Any]:
     model, against = models[pair.candidate], runs[pair.signal].runtime.name
     simulated = pair.signal >= len(models)
-    tolerance = _tolerance(model, options, simulated)
+    # One of both resizes by itself, or the two do it in different libraries.
+    resizes = any(each.takes is not None and each.takes.any_size for each in (model, models[0]))
+    tolerance = _tolerance(model, options, simulated, resizes)
     head = {
         **facts[pair.candidate],
         "against": against if simulated else models[pair.signal].label,
@@ -230,10 +244,11 @@ def _row(
     }
 
 
-def _tolerance(model: Opening, options: CompareOptions, simulated: bool) -> Tolerance:
+def _tolerance(model: Opening, options: CompareOptions, simulated: bool, resizes: bool) -> Tolerance:
     if simulated:
         return AS_SIMULATED[model.spec.name in _MADE_FOR.get(model.target or "", set())]
     row = tolerance_for(model.spec.name, model.precision or "fp32")
+    row = resized_apart(row) if resizes else row
     given = {"min_sqnr_db": options.min_sqnr_db, "min_top1": options.min_agreement}
     changed = {name: value for name, value in given.items() if value is not None}
     return replace(row, **changed, reason=f"As asked for. {row.reason}") if changed else row

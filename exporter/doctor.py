@@ -187,7 +187,7 @@ def framework_rows(
         load: Imports ONNX Runtime.
         which: Finds a program on the path.
     """
-    torch, openvino, onnx = version("torch"), version("openvino"), version("onnx")
+    torch, openvino, onnx, client = (version(name) for name in ("torch", "openvino", "onnx", "tritonclient"))
     # A build for GPUs is another distribution of the same module.
     ort = version("onnxruntime") or version("onnxruntime-gpu")
     has_torch, has_openvino, simulates = torch is not None, openvino is not None, None not in (torch, onnx)
@@ -214,6 +214,11 @@ def framework_rows(
             "int8-sim", simulates, version("resnet-export"), simulates,
             "integer arithmetic of any Q/DQ file, on PyTorch" if simulates else "needs torch and onnx",
             None if simulates else _ANEW,
+        ),
+        RuntimeRow(
+            "triton", client is not None, client, client is not None,
+            "models on a server, over HTTP or gRPC; none is looked for" if client else "tritonclient is not installed",
+            None if client else "pip install 'resnet-export[triton]'",
         ),
     )  # fmt: skip
 

@@ -50,8 +50,12 @@ def drift_rows(
     files = sample(listing, IMAGES, seed)
     found = []
     for number, model in enumerate(models[1:], start=1):
-        if model.onnx is None:
-            found.append(_unknown(model))
+        if model.takes is not None:
+            found.append(_unknown(model, "not looked at: its preprocessing is in the graph; give the file before that"))
+        elif model.onnx is None:
+            found.append(
+                _unknown(model, "not looked at: its ONNX file is not known; give it with the option model=FILE")
+            )
         else:
             fixed = _fixed_batch(model)
             drift = drift_of(model.onnx, reference, _whole(files, contract, fixed))
@@ -65,7 +69,7 @@ def drift_rows(
 def _reference(model: Opening) -> nn.Module | Path:
     if model.spec.kind in ("checkpoint", "source"):
         return load_module(model.spec).module
-    if model.onnx is None or model.precision == "int8":
+    if model.onnx is None or model.precision == "int8" or model.takes is not None:
         raise InputError(
             f"{model.label} cannot be the reference of a drift: expected a module or a float ONNX file first, whose "
             "layers can be looked at"
@@ -86,8 +90,7 @@ def _whole(files: Sequence[ImageFile], contract: Preprocessing, fixed: int | Non
     return (tensor for tensor in islice(read, max(IMAGES // size, 1)) if fixed is None or len(tensor) == fixed)
 
 
-def _unknown(model: Opening) -> dict[str, Any]:
-    told = "not looked at: its ONNX file is not known; give it with the option model=FILE"
+def _unknown(model: Opening, told: str) -> dict[str, Any]:
     return {
         "label": model.label, "runtime": model.spec.name, "file": model.spec.file, "layers": [], "first": None,
         "probed": told, "passed": True,

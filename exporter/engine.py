@@ -5,10 +5,12 @@ One function, :func:`build_engine`; it prints nothing and writes two files, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ import onnx
 
 from calibration.implicit import scales
 from calibration.ranges import read_ranges
-from exporter.files import check_output, reserve
+from exporter.files import check_output, commit_together, reserve
 from exporter.graph.metadata import read_metadata
+from exporter.graph.tensors import input_and_output, to_json
 from exporter.layers import LayerReport, layers_of
-from runtimes.errors import InputError
+from runtimes.errors import GraphError, InputError
 from runtimes.reading import external_files, read_model
 from runtimes.tensorrt.build import BuildOptions, Built, build, is_calibrated
 from runtimes.tensorrt.device import Device, find_devices
@@ -27,10 +30,11 @@ from runtimes.tensorrt.flavour import Flavour, flavour
 from runtimes.tensorrt.inspect_network import network_nodes
 from runtimes.tensorrt.monitor import Listener
 from runtimes.tensorrt.precision import carried, implicit
+from runtimes.tensorrt.sidecar import sidecar_path
 
 #: Version of the document beside an engine.
 SCHEMA = 1
-_KEPT = ("preprocessing", "preprocessing_sha256", "classes", "quantisation")
+_KEPT = ("preprocessing", "preprocessing_sha256", "classes", "quantisation", "embedded")
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class EngineReport:
         flavour: Which TensorRT.
         built: The rest.
         options: What was asked for.
-        gpu: That it was built on, and is for; ``None`` where it is for those that were named.
+        gpu: That it was built on; ``None`` where there was none, or it is for others that were named. Without names, an
+            engine of TensorRT is for this one, and one of TensorRT-RTX for every GPU from Ampere on.
         layers: What it runs.
-        model: What the ONNX file says of its preprocessing, classes and quantisation.
+        model: What the ONNX file says of its input, output, preprocessing, classes and quantisation.
     """
 
     engine: Path
@@ -121,7 +126,7 @@ def build_engine(
         InputError: Options that contradict each other.
         UnavailableError: TensorRT, a GPU, memory or disk space is missing.
     """
-    sidecar = output.with_name(f"{output.name}.json")
+    sidecar = sidecar_path(output)
     read = [source, *external_files(source)]
     if ranges is not None:
         read.append(ranges)
@@ -131,7 +136,7 @@ def build_engine(
     for place, path in enumerate(caches):
         check_output(path, [*read, *caches[:place]])
     model, source_sha256 = read_model(source, "make one with resnet-export onnx")
-    told = _told(model)
+    told, network = _told(model, source), network_nodes(model)
     found = flavour(name)
     if ranges is not None:
         options = replace(options, scales=_scales(ranges, model, source_sha256, found, options))
@@ -150,14 +155,14 @@ def build_engine(
         built = build(model, source_sha256, found, options, usual=_usual(told), listener=listener)
         search = find_devices()
         gpu = search.devices[0] if search.devices and not built.targets else None
-        layers = layers_of(built.plan, str(output), found, search, network_nodes(model), built.targets)
-        digest = places[0].commit(built.plan)
-        report = EngineReport(output, digest, found, built, options, gpu, layers, told)
-        places[1].commit(report.sidecar())
+        layers = layers_of(built, str(output), found, search, network, options)
+        report = EngineReport(output, sha256(built.plan).hexdigest(), found, built, options, gpu, layers, told)
+        contents = [(places[0], built.plan), (places[1], report.sidecar())]
         if kept is not None and built.timing_cache is not None:
-            kept.commit(built.timing_cache)
+            contents.append((kept, built.timing_cache))
         if scaled is not None and built.calibration is not None:
-            scaled.commit(built.calibration.cache)
+            contents.append((scaled, built.calibration.cache))
+        commit_together(contents)
     return report
 
 
@@ -180,13 +185,16 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _told(model: onnx.ModelProto) -> Mapping[str, Any]:
+def _told(model: onnx.ModelProto, source: Path) -> Mapping[str, Any]:
     """What the file says of itself, and whoever runs the engine has to know."""
-    try:
+    told: dict[str, Any] = {}
+    with contextlib.suppress(GraphError):  # no network for images: it can be built, and nothing here serves it
+        taken, given = input_and_output(model, source)
+        told["tensors"] = {"input": to_json(taken), "output": to_json(given)}
+    with contextlib.suppress(ValueError):  # damaged: the engine needs none of it
         found = read_metadata(model)
-    except ValueError:  # damaged: the engine needs none of it
-        return {}
-    return {name: found[name] for name in _KEPT if name in found}
+        told |= {name: found[name] for name in _KEPT if name in found}
+    return told
 
 
 def _usual(told: Mapping[str, Any]) -> tuple[int, int] | None:

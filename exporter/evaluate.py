@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -115,27 +115,43 @@ def evaluate_models(
     labelled, classes = with_labels(listing, class_names)
     files = sample(labelled, options.images or None, options.seed)
     used: list[int] = []
-    read = batches(files, contract, options.batch, max_bad=options.max_bad, on_bad=on_bad, workers=options.workers)
+    batch = 1 if contract.any_size else options.batch
+    read = batches(files, contract, batch, max_bad=options.max_bad, on_bad=on_bad, workers=options.workers)
     with ExitStack() as stack:
-        for subject in subjects:
-            if not subject.runtime.is_open:
-                stack.enter_context(subject.runtime)
+        runtimes = [subject.fed() for subject in subjects]
+        for runtime in runtimes:
+            if not runtime.is_open:
+                stack.enter_context(runtime)
         ahead = stack.enter_context(closing(prefetched(_numbered(read, files))))
         found = evaluate(
-            [each.runtime for each in subjects],
+            runtimes,
             _noted(ahead, used),
             classes=classes,
             keep=options.keep,
             on_progress=on_progress,
         )
     chosen = [files[index] for index in used]
-    data = {
+    data = data_facts(path, chosen, content_hashes(chosen), contract)
+    return report_of(subjects, found, files, data, options.max_drop)
+
+
+def data_facts(
+    path: str, used: Sequence[ImageFile], hashes: Mapping[ImageFile, str], contract: Preprocessing
+) -> dict[str, Any]:
+    """Which images, and how they became tensors, as plain JSON values.
+
+    Args:
+        path: Where they come from.
+        used: All that were run, in order.
+        hashes: Of their contents.
+        contract: How they became tensors.
+    """
+    return {
         "path": path,
-        "images": len(chosen),
-        "sha256": list_sha256(chosen, content_hashes(chosen)),
+        "images": len(used),
+        "sha256": list_sha256(used, hashes),
         "preprocessing": contract.to_json(),
     }
-    return _report(subjects, found, files, data, options.max_drop)
 
 
 def with_labels(listing: Sequence[ImageFile], class_names: Sequence[str] = ()) -> tuple[list[ImageFile], int | None]:
@@ -187,13 +203,22 @@ def _noted(read: Iterator[Batch], used: list[int]) -> Iterator[Batch]:
         yield batch
 
 
-def _report(
+def report_of(
     subjects: Sequence[Subject],
     found: Sequence[Evaluated],
     files: Sequence[ImageFile],
     data: dict[str, Any],
     max_drop: float | None,
 ) -> EvaluateReport:
+    """The report of what came of all subjects.
+
+    Args:
+        subjects: All of them.
+        found: One for each.
+        files: The list that the places of changes are of.
+        data: From :func:`data_facts`.
+        max_drop: Largest drop of top-1 against the first subject; ``None``: any.
+    """
     rows, failures = [], []
     for subject, each in zip(subjects, found, strict=True):
         if each.accuracy is None:

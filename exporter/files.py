@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from runtimes.errors import InputError, ResnetExportError, UnavailableError
@@ -32,19 +32,7 @@ class Output:
             UnavailableError: The disk is full.
             InputError: The folder refuses the file.
         """
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(self.path)
-        except OSError as error:
-            raise _explain(self.path, error, len(data)) from error
-        finally:
-            part.unlink(missing_ok=True)
-        self.written = True
-        return hashlib.sha256(data).hexdigest()
+        return commit_together([(self, data)])[0]
 
     def retire(self) -> Path | None:
         """Move a file of an earlier run out of the way, so that a failed check leaves nothing at the path.
@@ -62,8 +50,16 @@ class Output:
         try:
             self.path.replace(kept)
         except OSError as error:
-            raise _explain(self.path, error, 0) from error
+            raise explain(self.path, error, 0) from error
         return kept
+
+    def fate(self) -> str:
+        """Retire a file of an earlier run after a failed check, and say what became of it, for the check's message."""
+        try:
+            kept = self.retire()
+        except InputError as stuck:
+            return f"and the earlier file is still there: {stuck}"
+        return f"an earlier file is kept as {kept}" if kept else "no file is written"
 
 
 @contextlib.contextmanager
@@ -84,7 +80,7 @@ def reserve(path: Path) -> Iterator[Output]:
             made = _make_parents(path.parent)
             _probe(path)
         except OSError as error:
-            raise _explain(path, error, 0) from error
+            raise explain(path, error, 0) from error
         output = Output(path)
         yield output
         if output.written:
@@ -93,6 +89,76 @@ def reserve(path: Path) -> Iterator[Output]:
         for folder in reversed(made):
             with contextlib.suppress(OSError):  # somebody else put a file there meanwhile: it stays
                 folder.rmdir()
+
+
+def commit_together(contents: Sequence[tuple[Output, bytes]]) -> tuple[str, ...]:
+    """Write files that belong together: all of them are new afterwards, or all are what they were.
+
+    All bytes are on the disk before the first file is moved into place, and what was moved is taken back where a later
+    one cannot be.
+
+    Args:
+        contents: Places of different paths, and their bytes.
+
+    Returns:
+        SHA-256 of each.
+
+    Raises:
+        UnavailableError: The disk is full.
+        InputError: A folder refuses a file.
+    """
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(_written(output.path, data)) for output, data in contents]
+        for index, ((output, data), part) in enumerate(zip(contents, parts, strict=True)):
+            try:
+                if index < len(contents) - 1:  # nothing can fail after the last one
+                    stack.enter_context(_restored_on_error(output.path))
+                part.replace(output.path)
+            except OSError as error:
+                raise explain(output.path, error, len(data)) from error
+    for output, _ in contents:
+        output.written = True
+    return tuple(hashlib.sha256(data).hexdigest() for _, data in contents)
+
+
+@contextlib.contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """The bytes on the disk, beside the path."""
+    part = _beside(path, "part")
+    try:
+        try:
+            with part.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise explain(path, error, len(data)) from error
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _restored_on_error(path: Path) -> Iterator[None]:
+    """Put back what is at the path now, or nothing where there is nothing, if what follows fails."""
+    earlier = _beside(path, "earlier")
+    existed = path.exists()
+    if existed:
+        try:
+            earlier.hardlink_to(path)
+        except OSError:  # no hard links here: for a moment nothing is at the path
+            path.replace(earlier)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if existed:
+                earlier.replace(path)
+            else:
+                path.unlink(missing_ok=True)
+        raise
+    finally:
+        earlier.unlink(missing_ok=True)
 
 
 def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
@@ -108,7 +174,7 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     try:
         _check_target(path, inputs)
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise _explain(path, error, 0) from error
+        raise explain(path, error, 0) from error
 
 
 def _check_target(path: Path, inputs: Iterable[Path]) -> None:
@@ -142,15 +208,26 @@ def _make_parents(folder: Path) -> list[Path]:
     return made
 
 
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{what}")
+
+
 def _probe(path: Path) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _beside(path, "part")
     try:
         part.touch()
     finally:
         part.unlink(missing_ok=True)
 
 
-def _explain(path: Path, error: OSError, size: int) -> ResnetExportError:
+def explain(path: Path, error: OSError, size: int) -> ResnetExportError:
+    """The error of this project for a path that the system refuses.
+
+    Args:
+        path: Where something is to be.
+        error: What the system said.
+        size: Bytes that were to be written; 0 where that is not known.
+    """
     if error.errno in _NO_SPACE:
         needed = f"{size / 1e6:.1f} MB are needed" if size else "not even an empty file fits"
         return UnavailableError(f"the disk of {path} is full ({needed}): free some space or give another -o")

@@ -9,18 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibration.images import BadFile, batches, find_images, sample
 from exporter import contracts
 from exporter.graph.capture import InputShape
 from exporter.models.source import LoadedModel
-from runtimes.errors import DataError, InputError
+from exporter.picture_inputs import read_as
+from runtimes.errors import DataError
 from runtimes.parity import InputBatch
 
 Images = npt.NDArray[np.float32]
 #: One image, and an odd number that no exporter can have frozen into the graph by accident.
 CHECKED_BATCHES = (1, 7)
 _IMAGE_BATCH = 16
-_READ_BATCH = 64
 
 
 def with_preprocessing(loaded: LoadedModel, preset: str | None, fields: dict[str, Any]) -> LoadedModel:
@@ -40,21 +39,6 @@ def with_preprocessing(loaded: LoadedModel, preset: str | None, fields: dict[str
     return replace(loaded, preprocessing=contracts.overridden(contract, loaded.in_channels, fields))
 
 
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Class names, one per line; blank lines at the end do not count.
-
-    Raises:
-        InputError: The file cannot be read as text, or holds nothing.
-    """
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--labels {path} cannot be read ({error}): expected one class name per line") from error
-    if not names:
-        raise InputError(f"--labels {path} is empty: expected one class name per line")
-    return names
-
-
 def read_images(root: Path, loaded: LoadedModel, count: int, seed: int) -> tuple[Images, tuple[str, ...]]:
     """Images as the model takes them, and remarks about those that could not be read.
 
@@ -70,15 +54,7 @@ def read_images(root: Path, loaded: LoadedModel, count: int, seed: int) -> tuple
     Raises:
         DataError: No images, or too many that cannot be read.
     """
-    bad: list[BadFile] = []
-    chosen = sample(find_images(root), count or None, seed)
-    try:
-        read = [batch for batch, _ in batches(chosen, loaded.preprocessing, _READ_BATCH, on_bad=bad.append)]
-    except MemoryError as error:
-        raise DataError(f"{len(chosen)} images of {root} do not fit into memory: give a smaller --images") from error
-    if not read:
-        raise DataError(f"{root} holds no image that can be read")
-    return np.concatenate(read), tuple(f"{file.path} was skipped: {file.reason}" for file in bad)
+    return read_as(root, loaded.preprocessing, count, seed)
 
 
 def comparison_batches(loaded: LoadedModel, shape: InputShape, images: Images | None) -> list[InputBatch]:

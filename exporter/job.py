@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import onnx
 
+from exporter.embed_proof import Pixels
+from exporter.embed_stages import Made
 from exporter.graph.capture import InputShape
 from exporter.models.source import LoadedModel
 from exporter.results import Listener, OnnxOptions, StageTime
+from exporter.stages import timed
 from runtimes.parity import InputBatch, ParityChain
 
 
@@ -29,6 +31,8 @@ class Job:
         chain: The stages that have been proven.
         stages: Times.
         notes: What the user should know.
+        pixels: ``[N, h, w, C]`` that the file that takes pixels is compared on as well.
+        made: That file; ``None`` before, and where none was asked for.
     """
 
     loaded: LoadedModel
@@ -39,16 +43,12 @@ class Job:
     chain: ParityChain = field(default_factory=ParityChain)
     stages: list[StageTime] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    pixels: Pixels | None = None
+    made: Made | None = None
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[list[str]]:
+    def stage(self, name: str) -> AbstractContextManager[list[str]]:
         """Time a stage; what the body puts into the list becomes its note."""
-        self.listener.started(name)
-        note: list[str] = []
-        begin = time.perf_counter()
-        yield note
-        self.stages.append(StageTime(name, time.perf_counter() - begin, ", ".join(note)))
-        self.listener.finished(self.stages[-1])
+        return timed(name, self.listener, self.stages)
 
 
 class Candidate(NamedTuple):

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from calibration.preprocess import Preprocessing
-from exporter.quantisation_inputs import stored_contract
+from exporter.embedded import Output, Told, told
+from exporter.feeding import Feed
 from exporter.subjects import Subject
 from runtimes.base import Runtime
-from runtimes.errors import GraphError, ResnetExportError
-from runtimes.precision import Precision, computed, precision_of, sidecar
+from runtimes.errors import GraphError, InputError, ResnetExportError
+from runtimes.precision import PRECISIONS, Precision, computed
 from runtimes.registry import RuntimeSpec, open_runtime, parse
+from runtimes.tensorrt.sidecar import precision_of, read_sidecar
 
 if TYPE_CHECKING:
     from exporter.models.source import LoadedModel
@@ -36,35 +38,40 @@ class Opening:
     Attributes:
         spec: What the user wrote.
         runtime: Not opened yet.
-        preprocessing: How a file becomes its input; ``None`` where nothing says so.
+        preprocessing: How a file becomes what its network takes; ``None`` where nothing says so.
         labels: Names of the classes; empty where nothing says so.
-        sha256: Of an ONNX file with its external weights, of an engine, of a checkpoint, or of a module's tensors.
-        size: Bytes on the disk, external weights included; ``None`` for a network that is no file.
-        precision: What the runtime computes in; ``None`` for an engine that came without its document.
+        sha256: Of an ONNX file with its external weights, of an engine, of a checkpoint, or of a module's tensors;
+            ``None`` for a model on a server that does not tell.
+        size: Bytes on the disk, external weights included; ``None`` for what is no file.
+        precision: What the runtime computes in; ``None`` where nothing says so.
         onnx: The ONNX file that runs, or that an engine is made from; ``None`` where there is none, or none is known.
         target: What a quantised file was made for, as ``quantize --target`` has it; ``None`` where nothing says so.
         notes: Assumptions that the user should see, one sentence each.
+        takes: What its input is instead, where a part of ``preprocessing`` is in the graph.
+        output: What comes out.
     """
 
     spec: RuntimeSpec
     runtime: Runtime
     preprocessing: Preprocessing | None
     labels: tuple[str, ...]
-    sha256: str
+    sha256: str | None
     size: int | None
     precision: Precision | None
     onnx: Path | None = None
     target: str | None = None
     notes: tuple[str, ...] = ()
+    takes: Preprocessing | None = None
+    output: Output = "logits"
 
     @property
     def label(self) -> str:
         """The spec as text, in one spelling."""
         return self.spec.label
 
-    def subject(self) -> Subject:
-        """The same, for those who measure."""
-        return Subject(self.label, self.spec.name, self.spec.file, self.runtime)
+    def subject(self, feed: Feed | None = None) -> Subject:
+        """The same, for those who measure; ``feed`` makes its input of what is read."""
+        return Subject(self.label, self.spec.name, self.spec.file, self.runtime, feed)
 
 
 def prepare(spec: RuntimeSpec | str) -> Opening:
@@ -75,13 +82,15 @@ def prepare(spec: RuntimeSpec | str) -> Opening:
 
     Raises:
         InputError: The spec, the model or its metadata cannot be used.
-        UnavailableError: Memory or a package that reads the model is missing. What the runtime itself needs is looked
-            for when it is opened.
+        UnavailableError: Memory or a package that reads the model is missing, or the server of the model. What the
+            runtime itself needs is looked for when it is opened.
     """
     if isinstance(spec, str):
         spec = parse(spec)
     if spec.kind in ("checkpoint", "source"):
         return _of_module(spec)
+    if spec.kind == "served":
+        return _of_server(spec)
     return _of_onnx(spec) if spec.kind == "onnx" else _of_engine(spec)
 
 
@@ -155,10 +164,13 @@ def _of_onnx(spec: RuntimeSpec) -> Opening:
     from runtimes.reading import external_files
 
     read = _read(spec.path)
+    said = _told(spec, read.metadata)
     return Opening(
         spec=spec,
         runtime=open_runtime(spec),
-        preprocessing=stored_contract(read.metadata),
+        preprocessing=said.network,
+        takes=said.takes,
+        output=said.output,
         labels=_labels(read.metadata),
         sha256=read.sha256,
         size=sum(path.stat().st_size for path in (spec.path, *external_files(spec.path))),
@@ -172,18 +184,65 @@ def _of_engine(spec: RuntimeSpec) -> Opening:
     """An engine says nothing of itself: the document beside it does, and the ONNX file that the spec may name."""
     source = Path(str(spec.options["model"])) if "model" in spec.options else None
     read = _read(source) if source else None
-    told = {**(read.metadata if read else {}), **sidecar(spec.path)}
+    digest = _file_sha256(spec.path)
+    document = read_sidecar(spec.path, digest) or {}
+    known = {**(read.metadata if read else {}), **document}
+    said = _told(spec, known)
     return Opening(
         spec=spec,
         runtime=open_runtime(spec),
-        preprocessing=stored_contract(told),
-        labels=_labels(told),
-        sha256=_file_sha256(spec.path),
+        preprocessing=said.network,
+        takes=said.takes,
+        output=said.output,
+        labels=_labels(known),
+        sha256=digest,
         size=spec.path.stat().st_size,
-        precision=precision_of(spec.path, spec.kind) or (read.precision if read else None),
+        precision=precision_of(document) or (read.precision if read else None),
         onnx=source,
-        target=_target(told),
+        target=_target(known),
     )
+
+
+def _of_server(spec: RuntimeSpec) -> Opening:
+    """What the server tells in the parameters of the model, and the ONNX file that the spec may name."""
+    from runtimes.remote import TritonRuntime
+
+    source = Path(str(spec.options["model"])) if "model" in spec.options else None
+    read = _read(source) if source else None
+    runtime = open_runtime(spec)
+    assert isinstance(runtime, TritonRuntime)  # the one row that takes URLs
+    with runtime:
+        known = {**(read.metadata if read else {}), **runtime.told}
+    if "ensemble" in known:
+        raise InputError(
+            f"{spec.label} takes pixels, and models are fed tensors: give the model behind it, {known['ensemble'][-1]}"
+        )
+    said = _told(spec, known)
+    precision, sha256 = known.get("precision"), known.get("sha256")
+    unproven = source is not None and "source_sha256" not in runtime.told
+    return Opening(
+        spec=spec,
+        runtime=runtime,
+        preprocessing=said.network,
+        takes=said.takes,
+        output=said.output,
+        labels=_labels(known),
+        sha256=sha256 if isinstance(sha256, str) else None,
+        size=None,
+        precision=precision if precision in PRECISIONS else (read.precision if read else None),
+        onnx=source,
+        target=_target(known),
+        notes=(f"the server does not say what it runs: taken to be {source}",) if unproven else (),
+    )
+
+
+def _told(spec: RuntimeSpec, metadata: Mapping[str, Any]) -> Told:
+    found = told(metadata)
+    if found.output == "top-k":
+        raise InputError(
+            f"{spec.label} gives the best classes alone, not a number for each: give the file made without --top-k"
+        )
+    return found
 
 
 class _Read(NamedTuple):

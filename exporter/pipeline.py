@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from exporter.embed_proof import Pixels
+from exporter.embed_stages import embed_stages
+from exporter.embedded import EmbedOptions
 from exporter.files import Output, reserve
 from exporter.graph.capture import Captured, InputShape, capture
 from exporter.graph.check import operator_counts
+from exporter.graph.embed_resize import check_resizable
 from exporter.graph.export import Exporter, export
 from exporter.graph.fold import FoldResult, fold
-from exporter.graph.metadata import tool_versions, write_metadata
+from exporter.graph.metadata import read_metadata, tool_versions, write_metadata
 from exporter.graph.precision import to_fp16
 from exporter.graph.simplify import simplify
 from exporter.inputs import Images, comparison_batches
@@ -25,6 +29,7 @@ from exporter.job import Candidate, Job
 from exporter.models.source import LoadedModel
 from exporter.proof import check_range, measure, prove_fold, require, sound_bytes, worst
 from exporter.results import Listener, OnnxOptions, OnnxReport, StageTime
+from runtimes.eager import EagerRuntime
 from runtimes.errors import GraphError, InputError, ParityError, ResnetExportError
 
 _PROBABILITIES = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
@@ -38,6 +43,7 @@ def export_onnx(
     images: Images | None = None,
     listener: Listener | None = None,
     earlier: Sequence[StageTime] = (),
+    pixels: Pixels | None = None,
 ) -> OnnxReport:
     """Make an ONNX file of a model, and prove that it computes the same.
 
@@ -48,6 +54,7 @@ def export_onnx(
         images: Preprocessed images ``[N, C, H, W]`` float32 that every stage is compared on, beside synthetic ones.
         listener: Hears of each stage.
         earlier: Stages that the caller has done, for the report.
+        pixels: The images before their normalisation, uint8 ``[N, H, W, C]``, where a file that takes pixels is made.
 
     Returns:
         What was made, and the rows of the proof.
@@ -59,10 +66,13 @@ def export_onnx(
     """
     options = options or OnnxOptions()
     options.check()
+    if options.embed is not None and options.embed.resize:
+        check_resizable(options.opset, loaded.preprocessing)
     shape = InputShape(loaded.in_channels, *loaded.size, options.batch, options.dynamic_size)
     with reserve(output) as target:
         job = Job(loaded, options, listener or Listener(), shape, comparison_batches(loaded, shape, images))
         job.notes.extend(loaded.notes)
+        job.pixels = pixels
         job.stages.extend(earlier)
         if images is not None and len(images) % (options.batch or 1):
             rest = len(images) % (options.batch or 1)
@@ -70,12 +80,7 @@ def export_onnx(
         try:
             return _run(job, target)
         except ParityError as error:
-            try:
-                kept = target.retire()
-                fate = f"an earlier file is kept as {kept}" if kept else "no file is written"
-            except InputError as stuck:
-                fate = f"and the earlier file is still there: {stuck}"
-            raise ParityError(f"{error}; {fate}", error.rows) from error
+            raise ParityError(f"{error}; {target.fate()}", error.rows) from error
 
 
 def _run(job: Job, target: Output) -> OnnxReport:
@@ -97,6 +102,8 @@ def _run(job: Job, target: Output) -> OnnxReport:
     if job.options.precision == "fp16":
         final = _halve(job, folded, final)
     _report_merged(job, folded, final)
+    if job.options.embed is not None:
+        final = _embed(job, final, job.options.embed)
     with job.stage("write") as note:
         sha256 = target.commit(final.data)
         note.append(f"{len(final.data) / 1e6:.1f} MB")
@@ -181,6 +188,17 @@ def _halve(job: Job, folded: FoldResult, candidate: Candidate) -> Candidate:
     return candidate._replace(model=half.model, data=data)
 
 
+def _embed(job: Job, candidate: Candidate, options: EmbedOptions) -> Candidate:
+    contract = job.loaded.preprocessing
+    made = job.made = embed_stages(
+        candidate.model, contract, options, stage=job.stage, precision=job.options.precision,
+        metadata=read_metadata(candidate.model), images=job.pixels,
+        original=EagerRuntime(job.loaded.module, "original"),
+    )  # fmt: skip
+    job.notes.extend(made.notes)
+    return candidate._replace(model=made.model, data=made.data)
+
+
 def _report_merged(job: Job, folded: FoldResult, final: Candidate) -> None:
     """An exporter may do by itself what the fold would not; parity has held, but the user is told one thing only."""
     left = operator_counts(final.model).get("BatchNormalization", 0)
@@ -218,7 +236,7 @@ def _report(job: Job, path: Path, sha256: str, folded: FoldResult, final: Candid
         exporter=final.exporter,
         simplified=simplified,
         stages=tuple(job.stages),
-        parity=tuple(row.to_json() for row in job.chain.rows),
+        parity=(*(row.to_json() for row in job.chain.rows), *(job.made.rows if job.made else ())),
         model={
             "name": job.loaded.name,
             "kind": job.loaded.kind,
@@ -231,4 +249,5 @@ def _report(job: Job, path: Path, sha256: str, folded: FoldResult, final: Candid
             "source_sha256": job.loaded.sha256,
         },
         notes=tuple(job.notes),
+        embedded=job.made.to_json() if job.made else None,
     )

@@ -7,7 +7,9 @@ from typing import Any
 
 from calibration.preprocess import PRESETS, Preprocessing
 from exporter import contracts
+from exporter.feeding import reading
 from exporter.opening import Opening, prepare
+from exporter.subjects import Subject
 from runtimes.errors import InputError, TensorError
 
 
@@ -52,7 +54,24 @@ def contract_for(models: Sequence[Opening], preset: str | None, fields: Mapping[
                 f"none of the models says how its images are preprocessed: give --preset {' or '.join(PRESETS)}"
             )
         contract = agreed
-    return contracts.overridden(contract, contract.channels, fields)
+    chosen = contracts.overridden(contract, contract.channels, fields)
+    for model in models:
+        if model.takes is not None and model.preprocessing != chosen:
+            raise InputError(
+                f"{model.label} has another preprocessing in its graph than was asked for: leave the options out"
+            )
+    return chosen
+
+
+def subjects_of(models: Sequence[Opening], contract: Preprocessing) -> tuple[Preprocessing, list[Subject]]:
+    """How files are read so that every model gets what it takes, and the models with what remains to be done.
+
+    Args:
+        models: Of which some can have a part of the preprocessing in their graph.
+        contract: From :func:`contract_for`.
+    """
+    images = reading(contract, [model.takes for model in models])
+    return images.contract, [model.subject(feed) for model, feed in zip(models, images.feeds, strict=True)]
 
 
 def agreed_contract(models: Sequence[Opening]) -> Preprocessing | None:
@@ -86,6 +105,8 @@ def fits(model: Opening, contract: Preprocessing) -> None:
     """
     shape = model.runtime.inputs[0].shape
     made = (contract.channels, *(contract.size or (None, None)))
+    if model.takes is not None and len(shape) == 4:
+        shape = (shape[0], shape[3], *shape[1:3])  # [N,H,W,C] -> [N,C,H,W]
     if len(shape) == 4 and any(None not in (a, b) and a != b for a, b in zip(shape[1:], made, strict=True)):
         taken, given = ("x".join("any" if side is None else str(side) for side in each) for each in (shape[1:], made))
         raise TensorError(f"{model.label} takes images of {taken}, and the preprocessing makes {given}: give --preset")

@@ -18,6 +18,7 @@ from exporter.contracts import overridden
 from exporter.contracts import preset as named
 from exporter.graph.metadata import read_metadata
 from runtimes.errors import GraphError, InputError, first_line
+from runtimes.reading import read_model
 
 # Fields that a contract from nothing needs. The size is the model's; no --resize means none, so no filter either.
 _NEEDED: Final = ("color", "scale", "mean", "std")
@@ -36,8 +37,27 @@ def open_model(path: Path) -> tuple[Network, dict[str, Any]]:
         GraphError: It cannot be read, is quantised already, is not FP32, or its metadata are damaged.
     """
     network = read_network(path)
+    return network, _metadata_of(network, path)
+
+
+def open_any(path: Path) -> tuple[Network, dict[str, Any]]:
+    """As :func:`open_model`, of any precision, quantised ones included.
+
+    Raises:
+        GraphError: It cannot be read, does not take one batch of images, or its metadata are damaged.
+    """
+    model, digest = read_model(path, "make one with resnet-export onnx")
+    network = Network(model, digest)
+    constants = set(network.initializers)
+    inputs = [item for item in model.graph.input if item.name not in constants]
+    if len(inputs) != 1 or len(inputs[0].type.tensor_type.shape.dim) != 4:
+        raise GraphError(f"{path} has {len(inputs)} inputs, expected one batch of images of 4 dimensions")
+    return network, _metadata_of(network, path)
+
+
+def _metadata_of(network: Network, path: Path) -> dict[str, Any]:
     try:
-        return network, read_metadata(network.model)
+        return read_metadata(network.model)
     except json.JSONDecodeError as error:
         raise GraphError(f"{path} has damaged metadata ({error}): export the model again") from error
 

@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from exporter.files import Output, check_output, reserve
+from exporter.files import Output, check_output, commit_together, reserve
 from runtimes.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -63,18 +63,20 @@ def write_reports(
     if not places:
         return
     report = report_of(documents, date.today().isoformat(), title, layers)
+    contents: list[tuple[Output, bytes]] = []
     if "html" in places:
         from exporter.report.html import render_html
 
-        places["html"].commit(render_html(report).encode())
+        contents.append((places["html"], render_html(report).encode()))
     if "junit" in places:
         from exporter.report.junit import render_junit
 
-        places["junit"].commit(render_junit(report))
+        contents.append((places["junit"], render_junit(report)))
     if "markdown" in places:
         from exporter.report.markdown import render_markdown
 
-        places["markdown"].commit(render_markdown(report).encode())
+        contents.append((places["markdown"], render_markdown(report).encode()))
+    commit_together(contents)
 
 
 def report_of(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from exporter.embedded import EmbedOptions
 from exporter.graph.opset import DEFAULT_OPSET, EXPORTER_OLDEST, require_opset
 from runtimes.errors import GraphError
 
@@ -26,6 +27,7 @@ class OnnxOptions:
         simplify: Whether onnxsim is asked.
         exporter: ``auto`` tries torch.export's, then TorchScript's.
         labels: Class names for the metadata.
+        embed: What of the preprocessing goes into the graph; ``None``: nothing.
     """
 
     opset: int = DEFAULT_OPSET
@@ -36,6 +38,7 @@ class OnnxOptions:
     simplify: bool = True
     exporter: Literal["auto", "torch.export", "torchscript"] = "auto"
     labels: tuple[str, ...] = ()
+    embed: EmbedOptions | None = None
 
     def check(self) -> None:
         """Refuse options that cannot be had together, before any long work.
@@ -89,6 +92,7 @@ class OnnxReport:
         parity: Rows of the comparison.
         model: Name, input and classes.
         notes: What the user should know: assumptions, fallbacks, refusals.
+        embedded: Where the preprocessing went, and what is left of it; ``None`` where it is outside.
     """
 
     onnx: Path
@@ -104,6 +108,7 @@ class OnnxReport:
     parity: tuple[dict[str, Any], ...]
     model: dict[str, Any]
     notes: tuple[str, ...]
+    embedded: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``--json`` prints."""
@@ -122,4 +127,5 @@ class OnnxReport:
             "parity": list(self.parity),
             "model": self.model,
             "notes": list(self.notes),
+            "embedded": self.embedded,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.feeding import Feed, fed
 from runtimes.base import Runtime
 
 
@@ -17,12 +18,18 @@ class Subject:
         backend: Name of the runtime, for example ``"onnxruntime"``.
         file: What the user named, or None where there is no file.
         runtime: Not open yet, or open already; it is left as it came.
+        feed: Makes its input of the images that are read; ``None``: they are its input.
     """
 
     label: str
     backend: str
     file: str | None
     runtime: Runtime
+    feed: Feed | None = None
+
+    def fed(self) -> Runtime:
+        """A runtime that takes the images as they are read."""
+        return fed(self.runtime, self.feed)
 
     def to_json(self) -> dict[str, Any]:
         """Label, runtime and file as plain JSON values."""

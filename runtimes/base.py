@@ -75,11 +75,13 @@ class Binding:
         input: The one input, ``[N, C, H, W]``.
         output: The one output, ``[N, classes]``, in the element type in which the backend returns it.
         used: What the backend really uses, read back from it and JSON-ready: version, device, threads.
+        batches: Smallest and largest batch that is computed as it is; ``None``: as the input's shape says.
     """
 
     input: TensorSpec
     output: TensorSpec
     used: Mapping[str, Any]
+    batches: tuple[int, int | None] | None = None
 
 
 class Runtime(ABC):
@@ -124,6 +126,17 @@ class Runtime(ABC):
     def used(self) -> dict[str, Any]:
         """What the backend really uses, read back from it. Known from the first opening on."""
         return dict(self._known().used)
+
+    @property
+    def batch_range(self) -> tuple[int, int | None]:
+        """Smallest and largest batch that is computed as it is; ``None``: any. Known from the first opening on.
+
+        A backend may take others too: it fills smaller ones up and cuts larger ones into pieces, which changes no
+        result, and takes another time.
+        """
+        known = self._known()
+        fixed = known.input.shape[0] if known.input.shape else None
+        return known.batches or (fixed or 1, fixed)
 
     def __enter__(self: _RuntimeT) -> _RuntimeT:
         if self._is_open:

@@ -42,27 +42,65 @@ class Evaluated:
     error: str | None
 
 
-class _Candidate:
-    """A runtime with its counts; ``failed`` holds the error that put it aside."""
+class Tally:
+    """What one runtime got right so far. Tallies of parts of a stream, merged in order, are the tally of the whole.
 
-    def __init__(self, runtime: Runtime, keep: int) -> None:
+    Args:
+        runtime: Its name.
+        keep: Changed images that are listed, at most.
+
+    Attributes:
+        runtime: Its name.
+        used: What it really ran on.
+        evaluation: Counts of what is right.
+        changes: Against the first runtime.
+        nanoseconds: Wall time of its runs alone.
+        failed: The error that put it aside, or None.
+    """
+
+    def __init__(self, runtime: str, keep: int) -> None:
         self.runtime = runtime
+        self.used: dict[str, Any] = {}
         self.evaluation = Evaluation()
         self.changes = Changes(keep)
         self.nanoseconds = 0
         self.failed: ResnetExportError | None = None
 
-    def logits(self, images: Array, clock: Callable[[], int]) -> Floats | None:
+    def merge(self, other: Tally) -> None:
+        """Take in what the same runtime made of the images after these.
+
+        What comes after a failure does not count: one process would have put the runtime aside.
+
+        Raises:
+            TensorError: The two have seen different numbers of classes.
+        """
         if self.failed is not None:
+            return
+        self.used = self.used or other.used
+        self.evaluation.merge(other.evaluation)
+        self.changes.merge(other.changes)
+        self.nanoseconds += other.nanoseconds
+        self.failed = other.failed
+
+
+class _Candidate:
+    """A runtime with its tally."""
+
+    def __init__(self, runtime: Runtime, keep: int) -> None:
+        self.runtime = runtime
+        self.tally = Tally(runtime.name, keep)
+
+    def logits(self, images: Array, clock: Callable[[], int]) -> Floats | None:
+        if self.tally.failed is not None:
             return None
         begin = clock()
         try:
             return run_padded(self.runtime, images)
         except ResnetExportError as error:
-            self.failed = error
+            self.tally.failed = error
             return None
         finally:
-            self.nanoseconds += clock() - begin
+            self.tally.nanoseconds += clock() - begin
 
 
 def evaluate(
@@ -95,17 +133,52 @@ def evaluate(
     if not runtimes:
         raise InputError("there is no runtime to evaluate: give at least one")
     candidates = [_Candidate(runtime, keep) for runtime in runtimes]
+    tallies = [each.tally for each in candidates]
     done = 0
     for images, labels, indices in batches:
         _take(candidates, images, labels, indices, classes, clock)
         done += len(images)
         if on_progress:
             on_progress(done)
-        if all(each.failed for each in candidates):
+        if all(each.failed for each in tallies):
             break
     if not done:
         raise DataError("there are no images to evaluate: give at least one")
-    return [_evaluated(each, candidates[0]) for each in candidates]
+    for each in candidates:
+        each.tally.used = each.runtime.used  # some know it only when they have run
+    return evaluated(tallies)
+
+
+def tally(runtimes: Sequence[Runtime], batch: Batch, *, classes: int | None = None, keep: int = 1000) -> list[Tally]:
+    """Run all runtimes over one batch.
+
+    Args:
+        runtimes: Open, at least one; the first is the reference.
+        batch: Not empty.
+        classes: How many classes the labels tell apart, where that is known.
+        keep: Changed images that are listed by index, at most, for each runtime.
+
+    Raises:
+        DataError: A label is no class of the models.
+        TensorError: The runtimes differ from each other, or from ``classes``, in the number of classes.
+    """
+    candidates = [_Candidate(runtime, keep) for runtime in runtimes]
+    _take(candidates, *batch, classes, time.perf_counter_ns)
+    for each in candidates:
+        each.tally.used = each.runtime.used
+    return [each.tally for each in candidates]
+
+
+def evaluated(tallies: Sequence[Tally]) -> list[Evaluated]:
+    """What came of all runtimes, from their tallies over the same images.
+
+    Args:
+        tallies: The first is the reference's.
+
+    Raises:
+        DataError: There were no images.
+    """
+    return [_evaluated(each, tallies[0]) for each in tallies]
 
 
 def _take(
@@ -124,9 +197,9 @@ def _take(
     check_labels(labels, indices, found[0][1].shape[1])
     reference = predictions(found[0][1]) if found[0][0] is candidates[0] else None
     for each, logits in found:
-        each.evaluation.update(logits, labels, indices)
+        each.tally.evaluation.update(logits, labels, indices)
         if reference is not None and each is not candidates[0]:
-            each.changes.update(reference, predictions(logits), labels, indices)
+            each.tally.changes.update(reference, predictions(logits), labels, indices)
 
 
 def _check_classes(found: Sequence[tuple[_Candidate, Floats]], classes: int | None) -> None:
@@ -140,14 +213,14 @@ def _check_classes(found: Sequence[tuple[_Candidate, Floats]], classes: int | No
             )
 
 
-def _evaluated(candidate: _Candidate, reference: _Candidate) -> Evaluated:
-    failed = candidate.failed is not None
-    compared = candidate is not reference and not failed and reference.failed is None
+def _evaluated(tally: Tally, reference: Tally) -> Evaluated:
+    failed = tally.failed is not None
+    compared = tally is not reference and not failed and reference.failed is None
     return Evaluated(
-        runtime=candidate.runtime.name,
-        used=candidate.runtime.used,
-        seconds=candidate.nanoseconds * 1e-9,
-        accuracy=None if failed else candidate.evaluation.result(),
-        changes=candidate.changes.result() if compared else None,
-        error=str(candidate.failed) if failed else None,
+        runtime=tally.runtime,
+        used=tally.used,
+        seconds=tally.nanoseconds * 1e-9,
+        accuracy=None if failed else tally.evaluation.result(),
+        changes=tally.changes.result() if compared else None,
+        error=str(tally.failed) if failed else None,
     )

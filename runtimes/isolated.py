@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from runtimes.base import Floats, Runtime
+from runtimes.base import Array, Runtime
 from runtimes.batching import as_input
 from runtimes.errors import ResnetExportError, first_line
 from runtimes.machine import peak_rss_mb
@@ -44,16 +44,17 @@ class ColdStart:
     remark: str | None = None
 
 
-def cold_start(create: Callable[[], Runtime], shape: Sequence[int]) -> ColdStart:
+def cold_start(create: Callable[[], Runtime], shape: Sequence[int], dtype: str = "float32") -> ColdStart:
     """Start a process, open a runtime in it, and run it a few times.
 
     Args:
         create: Makes the runtime, not open yet. It has to be picklable: a class or ``functools.partial``, no lambda,
             and nothing that is defined in the main script.
         shape: Of the images, ``[N, C, H, W]``; they are seeded noise, made in that process.
+        dtype: Their element type: of floats, or uint8 for a model that takes pixels.
     """
     try:
-        job = pickle.dumps((tuple(shape), pickle.dumps(create)))
+        job = pickle.dumps((tuple(shape), dtype, pickle.dumps(create)))
     except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
         return _unknown(f"the runtime cannot be sent to a process of its own: {first_line(error)}")
     # What can be imported here has to be importable there; the empty entry is the folder that this process is in.
@@ -83,13 +84,20 @@ def child() -> None:
     # Libraries print to standard output, which is for the result alone.
     answer = os.dup(1)
     os.dup2(2, 1)
-    shape, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent
-    found = _measured(pickled, np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    shape, dtype, pickled = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent
+    found = _measured(pickled, _noise(shape, dtype))
     with os.fdopen(answer, "w") as stream:
         json.dump(asdict(found), stream)
 
 
-def _measured(pickled: bytes, images: Floats) -> ColdStart:
+def _noise(shape: Sequence[int], dtype: str) -> Array:
+    random = np.random.default_rng(0)
+    if dtype == "uint8":
+        return random.integers(0, 256, shape, np.uint8)
+    return random.standard_normal(shape, dtype=np.float32)
+
+
+def _measured(pickled: bytes, images: Array) -> ColdStart:
     begin = time.perf_counter_ns()
     try:
         create: Callable[[], Runtime] = pickle.loads(pickled)  # noqa: S301 - from the parent

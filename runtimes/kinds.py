@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,8 +10,8 @@ from typing import BinaryIO, Final, Literal
 
 from runtimes.errors import InputError
 
-Kind = Literal["onnx", "tensorrt", "tensorrt-rtx", "checkpoint", "source"]
-"""``source`` is no file: the name of a network, or of code that makes one."""
+Kind = Literal["onnx", "tensorrt", "tensorrt-rtx", "checkpoint", "served", "source"]
+"""Two are no files: ``served`` is the URL of a model, ``source`` the name of a network or of code that makes one."""
 
 TITLES: Final[Mapping[Kind, str]] = MappingProxyType(
     {
@@ -18,12 +19,15 @@ TITLES: Final[Mapping[Kind, str]] = MappingProxyType(
         "tensorrt": "a TensorRT engine",
         "tensorrt-rtx": "a TensorRT-RTX engine",
         "checkpoint": "a PyTorch checkpoint",
+        "served": "the URL of a model on a server",
         "source": "the name of a network",
     }
 )
+ENGINE_TAGS: Final[Mapping[bytes, Kind]] = MappingProxyType({b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"})
+"""First bytes of engines."""
+_URL: Final = re.compile(r"(?:https?|grpcs?)://", re.IGNORECASE)
 _MAGIC: Final[Mapping[bytes, Kind]] = {
-    b"ftrt": "tensorrt",
-    b"vtrt": "tensorrt-rtx",
+    **ENGINE_TAGS,
     b"PK\x03\x04": "checkpoint",  # torch.save writes a zip archive
 }
 _SUFFIXES: Final[Mapping[str, Kind]] = {
@@ -44,11 +48,13 @@ def kind_of(text: str) -> Kind:
     A file that nothing can be told of by its bytes is what its suffix says: whoever reads it says what is wrong.
 
     Args:
-        text: Path or name.
+        text: Path, URL or name.
 
     Raises:
         InputError: The file is missing, cannot be read, or is of no known kind.
     """
+    if is_url(text):
+        return "served"
     path = Path(text)
     told = _SUFFIXES.get(path.suffix.lower())
     if not is_file(text):
@@ -63,6 +69,11 @@ def kind_of(text: str) -> Kind:
     if found is None and told is None:
         raise InputError(f"{text} is neither an ONNX file nor an engine nor a checkpoint: expected one of these")
     return found or told or "source"
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is the URL of a model on a server."""
+    return _URL.match(text) is not None
 
 
 def is_file(text: str) -> bool:

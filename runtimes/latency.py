@@ -39,10 +39,12 @@ class Candidate:
     Attributes:
         label: Unlike every other candidate's.
         open: Makes the runtime. Cold start and memory need it picklable, and the runtime not open yet.
+        feed: Makes its input of the images, before the clock starts; ``None``: they are its input.
     """
 
     label: str
     open: Callable[[], Runtime]
+    feed: Callable[[Array], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def measure(
     Args:
         candidates: At least one; the others' times are given as ratios to the first's.
         batches: Images in a run; at least one size, each at least 1.
-        images: ``[N, C, H, W]`` float32, N ≥ 1; a run gets the first of them, over again where there are fewer.
+        images: ``[N, C, H, W]`` float32, or what the candidates' feeds take, N ≥ 1; a run gets the first of them, over
+            again where there are fewer.
         plan: How long; ``None``: the defaults.
         on_progress: Hears of the rounds done and the rounds in all.
         clock: Nanoseconds of a steady clock.
@@ -152,7 +155,7 @@ def measure(
     _check(candidates, batches, images)
     # Before anything is open here, whose threads and memory these processes would have to share.
     cold = {
-        (each.label, batch): cold_start(each.open, (batch, *images.shape[1:])) if plan.isolated else _NOT_MEASURED
+        (each.label, batch): _cold(each, batch, images) if plan.isolated else _NOT_MEASURED
         for batch in batches
         for each in candidates
     }
@@ -163,13 +166,21 @@ def measure(
         before = conditions()
         for position, batch in enumerate(batches):
             fed = images[np.arange(batch) % len(images)]
-            runners = {label: Runner(runtime, fed, clock) for label, runtime in opened}
+            runners = {
+                each.label: Runner(runtime, fed if each.feed is None else each.feed(fed), clock)
+                for each, (_, runtime) in zip(candidates, opened, strict=True)
+            }
             take_turns(list(runners.values()), plan, _progress(on_progress, position, len(batches), plan.rounds))
             found, missing = _results(runners, dict(opened), batch, cold, plan)
             results += found
             failures += missing
         after = conditions()
     return Latencies(tuple(results), tuple(failures), before, after)
+
+
+def _cold(candidate: Candidate, batch: int, images: Array) -> ColdStart:
+    one = images[:1] if candidate.feed is None else candidate.feed(images[:1])
+    return cold_start(candidate.open, (batch, *one.shape[1:]), one.dtype.name)
 
 
 def _check(candidates: Sequence[Candidate], batches: Sequence[int], images: Array) -> None:

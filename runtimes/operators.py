@@ -274,6 +274,19 @@ def _concat(attributes: Attributes, inputs: Inputs) -> Tensor:
     return torch.cat([present(inputs, index) for index in range(len(inputs))], dim=attributes["axis"])
 
 
+_TYPES: Final = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.DOUBLE: torch.float64,
+    onnx.TensorProto.INT32: torch.int32,
+    onnx.TensorProto.INT64: torch.int64,
+}
+
+
+def _cast(attributes: Attributes, inputs: Inputs) -> Tensor:
+    return present(inputs, 0).to(_TYPES[attributes["to"]])
+
+
 def _two(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     return lambda attributes, inputs: function(present(inputs, 0), present(inputs, 1))
 
@@ -293,6 +306,7 @@ _ONLY: Final[Mapping[tuple[str, str], tuple[Any, ...]]] = {
     ("AveragePool", "auto_pad"): _AUTO_PAD,
     ("AveragePool", "dilations"): ([1], [1, 1], [1, 1, 1]),
     ("BatchNormalization", "training_mode"): (0,),
+    ("Cast", "to"): tuple(_TYPES),
     ("Conv", "auto_pad"): _AUTO_PAD,
     ("MaxPool", "auto_pad"): _AUTO_PAD,
     ("Pad", "mode"): (b"constant",),
@@ -302,6 +316,7 @@ OPERATORS: Final[Mapping[str, Operator]] = {
     "Add": _two(torch.add),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
+    "Cast": _cast,
     "Clip": _clip,
     "Concat": _concat,
     "Conv": _conv,

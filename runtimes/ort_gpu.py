@@ -16,7 +16,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
@@ -26,6 +25,7 @@ from runtimes.cache import cache_folder
 from runtimes.errors import GraphError, InputError, UnavailableError, first_line
 from runtimes.ort import OrtRuntime
 from runtimes.tensorrt.device import Device, devices
+from runtimes.tensorrt.library import libraries
 
 if TYPE_CHECKING:
     import onnx
@@ -37,8 +37,6 @@ _CUDA: Final = "CUDAExecutionProvider"
 _TENSORRT: Final = "TensorrtExecutionProvider"
 _KIND: Final = "ort-tensorrt"
 _FIRST_WITH_TF32: Final = (8, 0)
-# Packages that bring the libraries of TensorRT; an engine is for one version of them.
-_LIBRARIES: Final = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 
 
 def ort_cuda(
@@ -186,11 +184,14 @@ class _TensorrtRuntime(OrtRuntime):
 
         if gpu is None:
             return None, "the driver does not tell which GPU this is, and an engine is for one"
+        installed = libraries()
+        if not installed:
+            return None, "no library of TensorRT was found whose version could be told, and an engine is for one"
         # Not the number: the first GPU of this machine may be another one tomorrow.
         depends = {
             "model": digest,
             "onnxruntime": str(onnxruntime.__version__),
-            "tensorrt": {each: _version(each) for each in _LIBRARIES},
+            "tensorrt": installed,
             "options": {name: value for name, value in options.items() if name != "device_id"},
             "tf32": _allows_tf32(),
             "gpu": [gpu.name, *gpu.compute_capability, gpu.cuda],
@@ -241,10 +242,3 @@ def _read(model: str | Path | bytes) -> tuple[onnx.ModelProto, str]:
 
 def _allows_tf32() -> bool:
     return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

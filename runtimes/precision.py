@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
-
-from runtimes.errors import GraphError, first_line
-from runtimes.kinds import Kind
 
 if TYPE_CHECKING:
     import onnx
@@ -66,39 +61,3 @@ def computed(own: Precision | None, options: Mapping[str, Any]) -> Precision | N
     asked = given if given in PRECISIONS else _ASKED.get(str(given))
     found = asked if own == "fp32" else own
     return "tf32" if found == "fp32" and options.get("tf32") else found
-
-
-def precision_of(path: Path, kind: Kind) -> Precision | None:
-    """The precision that a file carries.
-
-    Args:
-        path: The file.
-        kind: Of the file. The weights of a checkpoint are used as float32; an engine tells nothing, and the document
-            beside it (``FILE.json``) does.
-
-    Returns:
-        ``None`` for an engine without such a document.
-
-    Raises:
-        GraphError: The file is no ONNX file.
-    """
-    if kind in ("checkpoint", "source"):
-        return "fp32"
-    if kind != "onnx":
-        told = sidecar(path).get("precision")
-        return told if told in PRECISIONS else None
-    import onnx
-
-    try:
-        return carried(onnx.load(str(path), load_external_data=False))
-    except Exception as error:  # protobuf's DecodeError has no public base
-        raise GraphError(f"{path} is not an ONNX file: {first_line(error)}") from error
-
-
-def sidecar(engine: Path) -> Mapping[str, Any]:
-    """The document beside an engine; empty where there is none, or none that can be read."""
-    try:
-        found = json.loads(engine.with_name(f"{engine.name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

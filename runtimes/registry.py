@@ -44,7 +44,7 @@ class RuntimeSpec:
 
     Attributes:
         name: Of the runtime, a key of :data:`runtimes.rows.ROWS`.
-        file: Path of the model, or the name of a network.
+        file: Path of the model, its URL, or the name of a network.
         kind: Of ``file``.
         options: Those that were given, by name.
         label: The whole as text, in one spelling: it tells apart what a report sets side by side.
@@ -103,7 +103,7 @@ def open_runtime(spec: RuntimeSpec, *, load_module: LoadModule | None = None) ->
     row = ROWS[spec.name]
     options = {name: spec.options[name] for name in spec.options if name not in row.of_model}
     if not row.takes & {"checkpoint", "source"}:
-        return row.open(spec.path, options)
+        return row.open(spec.file if spec.kind == "served" else spec.path, options)
     if load_module is None:
         raise InputError(f"{spec.label}: {spec.name} runs a module, and nobody loads it here: give an ONNX file")
     return row.open(load_module(spec).module, options)
@@ -140,6 +140,8 @@ def _split_options(body: str) -> tuple[str, str]:
 def _refuse_kind(row: Row, file: str, kind: Kind) -> None:
     if kind in row.takes:
         return
+    if "served" in row.takes:
+        raise InputError(f"{row.name} takes {row.takes_text}, and {file} is {TITLES[kind]}")
     others = [each.name for each in ROWS.values() if kind in each.takes]
     uses = " or ".join(f"{name}:{file}" for name in others[:2])
     raise InputError(f"{row.name} takes {row.takes_text}, and {file} is {TITLES[kind]}: use {uses}")

@@ -26,7 +26,7 @@ class Row:
         takes: Kinds of models.
         takes_text: The same for people.
         options: That it has.
-        open: Makes the runtime from a path, or from a module where it takes one, and the options that were given.
+        open: Makes the runtime from a path, a URL or a module, whichever it takes, and the options that were given.
         extra: Extra of this project that brings its package; ``None``: a core dependency.
     """
 
@@ -100,6 +100,9 @@ _OPTIMIZE: Final = Option("optimize", "bool", "Whether nodes may be fused and re
 _CUDA_GRAPH: Final = Option("cuda_graph", "bool", "Whether the launches of one batch are recorded and replayed", "true")
 
 _ENGINE_MODEL: Final = Option("model", "text", "ONNX file that the engine has to be made from", "not looked at")
+_HOST_CODE: Final = Option(
+    "host_code", "bool", "Whether a version-compatible engine may run the program that it brings", "false"
+)
 _SOURCE: Final = {"model": "source_sha256"}
 _NUMBERS: Final = ("fp32", "tf32", "fp16", "int8")
 _FLAVOURS: Final = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")
@@ -149,6 +152,7 @@ _TABLE: Final = (
             _GPU, _CUDA_GRAPH,
             Option("flavour", "choice", "Package that runs the engine", "the one that built it", _FLAVOURS),
             _ENGINE_MODEL,
+            _HOST_CODE,
         ),
         _Made("runtimes.tensorrt.run:TensorRTRuntime", {}, _SOURCE), "tensorrt",
     ),
@@ -157,6 +161,16 @@ _TABLE: Final = (
         (_GPU, _CUDA_GRAPH, _ENGINE_MODEL),
         _Made("runtimes.tensorrt.run:TensorRTRuntime", {"name": "tensorrt-rtx", "flavour": "tensorrt_rtx"}, _SOURCE),
         "tensorrt-rtx",
+    ),
+    Row(
+        "triton", "A model on a Triton server, or another one of KServe's protocol",
+        frozenset({"served"}), "URLs as http://HOST:8000/MODEL or grpc://HOST:8001/MODEL",
+        (
+            Option("version", "text", "Version of the model", "the highest that is loaded"),
+            Option("timeout", "float", "Seconds that each answer may take", "60"),
+            Option("model", "text", "ONNX file that the server's model is, or is made from", "not looked at"),
+        ),
+        _Made("runtimes.remote:TritonRuntime", {"cast_input": True}, _SOURCE), "triton",
     ),
 )  # fmt: skip
 

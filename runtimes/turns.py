@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from runtimes.base import Array, Runtime
-from runtimes.batching import as_input, fixed_batch
+from runtimes.batching import as_input
 from runtimes.errors import InputError, ResnetExportError
 
 _WINDOW: Final = 5  # warm when the medians of two windows of runs, one after the other, ...
@@ -105,12 +105,12 @@ class Runner:
             self.rounds.append(timed_runs(self._runtime, self._images, self._runs, self._clock))
 
     def _refuse_other_batch(self) -> None:
-        # Filling a batch up would time images that nobody asked for.
-        size = fixed_batch(self._runtime)
-        if size not in (None, len(self._images)):
-            raise InputError(
-                f"{self._runtime.name} takes batches of {size}, not of {len(self._images)}: measure {size}"
-            )
+        # Filling a batch up would time images that nobody asked for, and one cut into pieces is not one batch.
+        low, high = self._runtime.batch_range
+        size = len(self._images)
+        if size < low or (high is not None and size > high):
+            told = str(low) if low == high else f"{low} to {high}" if high is not None else f"{low} or more"
+            raise InputError(f"{self._runtime.name} takes batches of {told}, not of {size}: measure {told}")
 
     @contextmanager
     def _put_aside(self) -> Iterator[None]:

@@ -75,8 +75,8 @@ LIGHT = (
     "exporter.cli", "exporter.cli.onnx", "exporter.cli.inspect", "exporter.models.blueprint",
     "exporter.models.variants", "calibration.preprocess", "calibration.images", "runtimes.ort", "runtimes.eager",
     "runtimes.parity", "runtimes.registry", "runtimes.precision", "runtimes.openvino", "runtimes.torch_compile",
-    "runtimes.evaluation", "runtimes.latency", "exporter.evaluate", "exporter.bench", "exporter.run.job",
-    "exporter.cli.run", "exporter.cli.init",
+    "runtimes.evaluation", "runtimes.latency", "runtimes.remote", "exporter.evaluate", "exporter.bench",
+    "exporter.run.job", "exporter.cli.run", "exporter.cli.init",
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ Examples:
 def command(document: TextIO | None, /, **given: Any) -> None:
     """Run the command; its help is above, where it can share sentences."""
     from exporter.bench import bench_images, bench_models
-    from exporter.proof_inputs import contract_for, prepare_all
+    from exporter.proof_inputs import contract_for, prepare_all, subjects_of
     from exporter.report_files import reserved, write_reports
     from runtimes.turns import Plan
 
@@ -52,12 +52,13 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     )
     models = prepare_all(given["models"])
     contract = contract_for(models, given["preset"], fields_of(given))
+    read, subjects = subjects_of(models, contract)
     listing = _listing(given)
     sizes = tuple(dict.fromkeys(given["sizes"]))
     with reserved(given, [model.spec.file for model in models]) as places:
-        images = bench_images(contract, max(sizes), listing)
+        images = bench_images(read, max(sizes), listing)
         with moving("bench", given["quiet"] or given["as_json"]) as progress:
-            report = bench_models([model.subject() for model in models], sizes, images, plan, on_progress=progress)
+            report = bench_models(subjects, sizes, images, plan, on_progress=progress)
         told = report.to_json()
         write_reports(places, documents={"bench": told})
     if document is not None:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from exporter.cli.bar import Bar
+from exporter.cli.cluster import check_ray, ray_options
 from exporter.cli.options import output_options, output_path, preprocessing_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
-    from rich.progress import Progress
 
     from calibration.calibrate import Calibration
     from calibration.graph import Network
@@ -30,6 +33,8 @@ Examples:
     resnet-export calibrate r20.onnx --data images/train --images 0 -o r20.ranges.json --verbose
   A file from elsewhere:
     resnet-export calibrate net.onnx --data images/ --preset imagenet -o net.ranges.json
+  A large set on the machines of a Ray cluster, which share the folder:
+    resnet-export calibrate r50.onnx --data /shared/train --images 50000 -o r50.ranges.json --ray auto
 """
 
 
@@ -47,11 +52,12 @@ Examples:
 @click.option("--workers", type=click.IntRange(min=0), metavar="N",
               help="Processes that decode images; default: as many as are worth it.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), metavar="N",
-              help="Threads that run the model; default: one per core.")  # fmt: skip
+              help="Threads that run the model; default: one per core, and one in each worker of --ray.")  # fmt: skip
 @click.option("--provider", "providers", multiple=True, metavar="NAME", default=["CPUExecutionProvider"],
               help="ONNX Runtime's execution provider; several: first choice first.")  # fmt: skip
 @click.option("--resume/--no-resume", default=True, show_default=True,
-              help="Keep what an interrupted run has in FILE.partial, and go on with it.")  # fmt: skip
+              help="Keep what an interrupted run has in FILE.partial, and go on with it; not with --ray.")  # fmt: skip
+@ray_options
 @preprocessing_options
 @output_options
 @click.option("-v", "--verbose", is_flag=True, help="Print the range of every tensor by every method.")
@@ -63,8 +69,10 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     the model is quantised. Images without which a range is poor (few, of one class, copies, wrong pixels) are warned
     of. The file is bound to the model, the preprocessing and the images by their hashes.
     """
+    check_ray(given, "workers", None)
+    check_ray(given, "providers", ("CPUExecutionProvider",))
     silent = given["quiet"] or given["as_json"]
-    done = _run(given, None if silent else _Bar())
+    done = _run(given, None if silent else Bar())
     if document is not None:
         from exporter.cli.stdout import write_document
 
@@ -87,7 +95,7 @@ class _Done:
     seconds: dict[str, float]
 
 
-def _run(given: dict[str, Any], bar: _Bar | None) -> _Done:
+def _run(given: dict[str, Any], bar: Bar | None) -> _Done:
     from exporter.contracts import FIELDS
     from exporter.files import check_output, reserve
     from exporter.quantisation_inputs import choose_images, contract_of, open_model
@@ -99,7 +107,8 @@ def _run(given: dict[str, Any], bar: _Bar | None) -> _Done:
     files = choose_images(given["data"], given["image_count"], given["seed"])
     with reserve(given["output"]) as output:
         loaded = time.perf_counter()
-        state = output.path.with_name(f"{output.path.name}.partial") if given["resume"] else None
+        kept = given["resume"] and given["ray"] is None
+        state = output.path.with_name(f"{output.path.name}.partial") if kept else None
         result, resumed = _observe(network, files, contract, given, state, bar)
         observed = time.perf_counter()
         digest = output.commit(result.ranges.dumps())
@@ -120,11 +129,9 @@ def _observe(
     contract: Preprocessing,
     given: dict[str, Any],
     state: Path | None,
-    bar: _Bar | None,
+    bar: Bar | None,
 ) -> tuple[Calibration, int]:
     """The calibration, and how many images of it an earlier run did."""
-    from calibration.calibrate import calibrate
-
     heard: list[int] = []
 
     def progress(images: int) -> None:
@@ -133,11 +140,7 @@ def _observe(
             bar.show(images, len(files))
 
     try:
-        result = calibrate(
-            network, files, contract,
-            providers=given["providers"], threads=given["threads"], workers=given["workers"],
-            max_bad=given["max_bad"], state=state, progress=progress,
-        )  # fmt: skip
+        result = _calibrate(network, files, contract, given, state, progress)
     except KeyboardInterrupt:
         if bar:
             bar.close()
@@ -153,55 +156,30 @@ def _observe(
     return result, heard[0]
 
 
-class _Bar:
-    """Progress on stderr: a bar where it is a terminal, and one line at the end where it is not."""
+def _calibrate(
+    network: Network,
+    files: list[ImageFile],
+    contract: Preprocessing,
+    given: dict[str, Any],
+    state: Path | None,
+    progress: Callable[[int], None],
+) -> Calibration:
+    """In this process, or on a cluster."""
+    if given["ray"] is None:
+        from calibration.calibrate import calibrate
 
-    def __init__(self) -> None:
-        from exporter.cli.console import stderr_console
+        return calibrate(
+            network, files, contract,
+            providers=given["providers"], threads=given["threads"], workers=given["workers"],
+            max_bad=given["max_bad"], state=state, progress=progress,
+        )  # fmt: skip
+    from calibration.cluster import connected
+    from calibration.distributed import calibrate_on
 
-        self._console = stderr_console()
-        self._bar: Progress | None = None
-        self._begin = time.perf_counter()
-
-    def show(self, images: int, total: int) -> None:
-        """Move the bar; the first call is where the run starts, which speed and time left are counted from."""
-        if not self._console.is_terminal:
-            return
-        if self._bar is None:
-            self._bar = _progress(self._console)
-            self._bar.add_task("observe", total=total, completed=images, first=images, speed="")
-        task = self._bar.tasks[0]
-        speed = (images - task.fields["first"]) / max(task.elapsed or 0.0, 1e-9)
-        self._bar.update(task.id, completed=images, speed=f"{speed:.1f} images/s" if speed else "")
-
-    def close(self) -> None:
-        """Take the bar away; also after an error."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def note(self, text: str) -> None:
-        """Say something beside the bar."""
-        from exporter.cli.console import print_notes
-
-        print_notes(self._console, (text,))
-
-    def finished(self, images: int) -> None:
-        """Say how long it took."""
-        from rich.text import Text
-
-        seconds = time.perf_counter() - self._begin
-        line = Text.assemble(("  ✓ ", "green"), f"{'observe':<20}", (f"{seconds:6.2f} s  ", "dim"))
-        self._console.print(line.append(f"{images} images, {images / seconds:.1f} images/s"), soft_wrap=True)
-
-
-def _progress(console: Console) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-    progress.start()
-    return progress
+    with connected(given["ray"], given["ray_workers"], given["threads"] or 1) as cluster:
+        return calibrate_on(
+            cluster, network, files, contract, max_bad=given["max_bad"], ship=given["ray_ship"], progress=progress
+        )
 
 
 def _grid(observer: Observer) -> tuple[str, Grid]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options
+from runtimes.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from exporter.engine import EngineReport
@@ -24,7 +25,6 @@ INT8 is in the file: resnet-export quantize --target tensorrt. So is FP16 where 
 (11, TensorRT-RTX): resnet-export onnx --precision fp16. TensorRT 10 and before also takes a FP32 file with --ranges;
 their DLA takes no Q/DQ, so a file with Q/DQ becomes a float network and a calibration cache.
 """
-_PRECISIONS = ["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]  # runtimes.tensorrt.precision, which needs onnx
 _SOURCES = {"qdq": "from the file's Q/DQ", "ranges": "from the ranges"}
 _FLAVOURS = ["tensorrt", "tensorrt_rtx"]
 
@@ -33,7 +33,7 @@ _FLAVOURS = ["tensorrt", "tensorrt_rtx"]
 @click.argument("model", metavar="MODEL.onnx", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT.engine",
               help="The engine; what is known of it goes to OUT.engine.json.")  # fmt: skip
-@click.option("--precision", type=click.Choice(_PRECISIONS), help="Default: what the file carries.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Default: what the file carries.")
 @click.option("--ranges", type=click.Path(path_type=Path), metavar="RANGES.json",
               help="INT8 for a FP32 file: ranges of resnet-export calibrate. TensorRT 10 and before.")  # fmt: skip
 @click.option("--min", "smallest", metavar="N[xHxW]", help="Smallest batch, and image where it is free; default 1.")
@@ -46,7 +46,8 @@ _FLAVOURS = ["tensorrt", "tensorrt_rtx"]
               help="Measured kernels of earlier builds; made, and renewed where it is of another GPU.")  # fmt: skip
 @click.option("--calibration-cache", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the scales that --ranges or --dla-core gave, for trtexec --calib.")  # fmt: skip
-@click.option("--version-compatible", is_flag=True, help="Runs on later versions of the same major TensorRT.")
+@click.option("--version-compatible", is_flag=True,
+              help="Runs on later versions too, by a program that it brings and that has to be trusted.")  # fmt: skip
 @click.option("--hardware-compatible", "hardware", type=click.Choice(["ampere+", "same"]),
               help="Runs on all GPUs from Ampere on, or of the same compute capability.")  # fmt: skip
 @click.option("--strip", is_flag=True, help="Leave the weights out, to be filled in on the device.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from exporter.cli.cluster import ray_options
 from exporter.cli.options import output_options, preprocessing_options
 from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell_bad
 
@@ -13,12 +14,16 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from exporter.evaluate import EvaluateReport
+    from calibration.images import ImageFile
+    from calibration.preprocess import Preprocessing
+    from exporter.evaluate import EvaluateOptions, EvaluateReport
+    from exporter.opening import Opening
 
 _EXAMPLES = """\b
 Examples:
   resnet-export evaluate eager:resnet20.th onnxruntime:r20.onnx onnxruntime:r20.int8.onnx --data cifar10/test
   resnet-export evaluate r50.onnx r50.int8.onnx --data imagenet/val --images 5000 --max-drop 0.005
+  resnet-export evaluate r50.onnx r50.int8.onnx --data /shared/imagenet/val --ray auto
 """
 
 
@@ -33,6 +38,7 @@ Examples:
               help="Processes that decode images; 0: a thread beside the models.")  # fmt: skip
 @click.option("--max-drop", type=click.FloatRange(0, 1), metavar="N",
               help="Largest drop of top-1 against the first model, as a fraction: exit code 1 beyond it.")  # fmt: skip
+@ray_options
 @preprocessing_options
 @report_options
 @output_options
@@ -40,10 +46,12 @@ Examples:
 def command(document: TextIO | None, /, **given: Any) -> None:
     """Run the command; its help is above, where it can share sentences."""
     from calibration.listing import find_images
-    from exporter.evaluate import EvaluateOptions, evaluate_models
+    from exporter.cli.cluster import check_ray
+    from exporter.evaluate import EvaluateOptions
     from exporter.proof_inputs import contract_for, prepare_all
     from exporter.report_files import reserved, write_reports
 
+    check_ray(given, "workers", 0)
     options = EvaluateOptions(
         images=given["image_count"], seed=given["seed"], batch=given["batch"], workers=given["workers"],
         max_bad=given["max_bad"], max_drop=given["max_drop"],
@@ -55,9 +63,9 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     total = min(options.images or len(listing), len(listing))
     with reserved(given, [model.spec.file for model in models]) as places:
         with moving("evaluate", given["quiet"] or given["as_json"]) as progress:
-            report = evaluate_models(
-                [model.subject() for model in models], listing, contract, options, path=str(given["data"]),
-                class_names=names, on_bad=tell_bad, on_progress=lambda done: progress(done, total),
+            report = _evaluate(
+                given, models, listing, contract, options, path=str(given["data"]), class_names=names, on_bad=tell_bad,
+                on_progress=lambda done: progress(done, total),
             )  # fmt: skip
         told = report.to_json()
         write_reports(places, documents={"evaluate": told})
@@ -71,6 +79,37 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         _show(stdout_console(), report)
     if not report.passed:
         raise click.exceptions.Exit(1)
+
+
+def _evaluate(
+    given: dict[str, Any],
+    models: list[Opening],
+    listing: list[ImageFile],
+    contract: Preprocessing,
+    options: EvaluateOptions,
+    **rest: Any,
+) -> EvaluateReport:
+    """In this process, or on a cluster."""
+    if given["ray"] is None:
+        from exporter.evaluate import evaluate_models
+        from exporter.proof_inputs import subjects_of
+
+        read, subjects = subjects_of(models, contract)
+        return evaluate_models(subjects, listing, read, options, **rest)
+    from calibration.cluster import connected
+    from exporter.evaluate_distributed import evaluate_on
+    from exporter.sent_models import check_cpu, most_threads
+    from runtimes.errors import InputError
+
+    fed = next((model for model in models if model.takes is not None), None)
+    if fed is not None:
+        raise InputError(f"{fed.label} takes pixels, which a cluster does not read yet: evaluate it without --ray")
+    check_cpu(models)
+    with connected(given["ray"], given["ray_workers"], most_threads(models)) as cluster:
+        return evaluate_on(
+            cluster, models, listing, contract, options, ship=given["ray_ship"],
+            on_note=lambda line: click.echo(f"warning: {line}", err=True), **rest,
+        )  # fmt: skip
 
 
 def _show(console: Console, report: EvaluateReport) -> None:

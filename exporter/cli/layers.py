@@ -30,6 +30,8 @@ _SHOWN = 12
 @click.argument("engine", metavar="ENGINE", type=click.Path(path_type=Path))
 @click.option("--model", type=click.Path(path_type=Path), metavar="MODEL.onnx",
               help="What it was built from; default: as OUT.engine.json tells.")  # fmt: skip
+@click.option("--trust-host-code", "host_code", is_flag=True,
+              help="Let a version-compatible engine run the program that it brings.")  # fmt: skip
 @verbose
 @output_options
 @click.pass_obj
@@ -41,7 +43,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     """
     from exporter.layers import read_layer_report
 
-    report = read_layer_report(given["engine"], given["model"])
+    report = read_layer_report(given["engine"], given["model"], host_code=given["host_code"])
     if document is not None:
         from exporter.cli.stdout import write_document
 

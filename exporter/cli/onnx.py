@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from exporter.embed_proof import Pixels
+    from exporter.embedded import EmbedOptions
     from exporter.inputs import Images
     from exporter.models.source import LoadedModel
     from exporter.results import OnnxOptions, OnnxReport
@@ -61,6 +63,11 @@ _DEFAULT_OPSET = 17  # exporter.graph.opset.DEFAULT_OPSET, which cannot be impor
 @click.option("--images", "image_count", type=click.IntRange(min=0), default=64, show_default=True, metavar="N",
               help="How many of them, sampled evenly over classes; 0: all.")  # fmt: skip
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one per line.")
+@click.option("--embed-preprocess", is_flag=True, help="The file takes uint8 images [N,H,W,C], and normalises inside.")
+@click.option("--embed-resize", is_flag=True, help="And resizes and crops: pictures of any size (opset 18).")
+@click.option("--softmax", is_flag=True, help="With --embed-preprocess: probabilities come out, not logits.")
+@click.option("--top-k", type=click.IntRange(min=1), metavar="K",
+              help="With --embed-preprocess: the K best classes come out.")  # fmt: skip
 @preprocessing_options
 @output_options
 @verbose
@@ -84,13 +91,13 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         begin = time.perf_counter()
         if lines:
             lines.started("load")
-        loaded, images, options = _prepare(given)
+        loaded, images, options, pixels = _prepare(given)
         load = StageTime("load", time.perf_counter() - begin, _described(loaded, images))
         if lines:
             lines.close()
             lines.heading(loaded.name, "" if given["model"] == loaded.name else f" from {given['model']}")
             lines.finished(load)
-        report = export_onnx(loaded, given["output"], options, images, lines, earlier=[load])
+        report = export_onnx(loaded, given["output"], options, images, lines, earlier=[load], pixels=pixels)
     finally:
         if lines:
             lines.close()
@@ -111,11 +118,13 @@ def _described(loaded: LoadedModel, images: Images | None) -> str:
     return ", ".join(parts)
 
 
-def _prepare(given: dict[str, Any]) -> tuple[LoadedModel, Images | None, OnnxOptions]:
+def _prepare(given: dict[str, Any]) -> tuple[LoadedModel, Images | None, OnnxOptions, Pixels | None]:
     """The values that the pipeline takes, from the words of the command line."""
     from exporter.files import check_output
-    from exporter.inputs import read_images, read_labels, with_preprocessing
+    from exporter.inputs import read_images, with_preprocessing
+    from exporter.labels import read_labels
     from exporter.models.source import load_model
+    from exporter.picture_inputs import read_pixels
     from exporter.results import OnnxOptions
 
     source = source_options(given)
@@ -128,17 +137,32 @@ def _prepare(given: dict[str, Any]) -> tuple[LoadedModel, Images | None, OnnxOpt
         simplify=not given["no_simplify"],
         exporter=given["exporter"],
         labels=read_labels(given["labels"]) if given["labels"] else (),
+        embed=_embedding(given),
     )
     options.check()
     named = (given["model"], given["weights"], given["data"], given["labels"])
     check_output(given["output"], [Path(name) for name in named if name is not None])
     fields = ("resize", "interpolation", "color", "scale", "mean", "std")
     loaded = with_preprocessing(load_model(given["model"], source), given["preset"], {f: given[f] for f in fields})
-    images = None
-    if given["data"] is not None:
+    images = pixels = None
+    if given["data"] is not None and options.embed is not None:
+        pixels, remarks = read_pixels(given["data"], loaded.preprocessing, given["image_count"], given["seed"])
+        images = loaded.preprocessing.normalise(pixels)
+        loaded = loaded.with_notes(remarks)
+    elif given["data"] is not None:
         images, remarks = read_images(given["data"], loaded, given["image_count"], given["seed"])
         loaded = loaded.with_notes(remarks)
-    return loaded, images, options
+    return loaded, images, options, pixels
+
+
+def _embedding(given: dict[str, Any]) -> EmbedOptions | None:
+    from exporter.embedded import EmbedOptions
+
+    if given["embed_preprocess"] or given["embed_resize"]:
+        return EmbedOptions(given["embed_resize"], given["softmax"], given["top_k"])
+    if given["softmax"] or given["top_k"] is not None:
+        raise click.UsageError("--softmax and --top-k need --embed-preprocess")
+    return None
 
 
 def _show(console: Console, report: OnnxReport, verbose: bool) -> None:

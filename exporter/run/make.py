@@ -16,7 +16,8 @@ _FIELDS = ("resize", "interpolation", "color", "scale", "mean", "std")
 
 def onnx(settings: Settings) -> Made:
     """The float file, folded, simplified and proven."""
-    from exporter.inputs import read_labels, with_preprocessing
+    from exporter.inputs import with_preprocessing
+    from exporter.labels import read_labels
     from exporter.models.source import SourceOptions, load_model
     from exporter.pipeline import export_onnx
     from exporter.results import OnnxOptions

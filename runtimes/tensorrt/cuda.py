@@ -2,7 +2,7 @@
 
 The driver's API through NVIDIA's own bindings (``cuda-bindings``): it needs nothing but the driver, and shares its
 context with TensorRT, PyTorch and whoever else is in the process. Whatever a :class:`Gpu` gave is taken back when it is
-closed, also after an error.
+closed, also after an error, and a thread that works with it has its own context back afterwards.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
 import numpy as np
 
 from runtimes.base import Array
-from runtimes.errors import GraphError, UnavailableError, missing_package
+from runtimes.errors import GraphError, UnavailableError, first_line, missing_package
 
 _SUCCESS, _OUT_OF_MEMORY = 0, 2
 #: Work of another thread of the process neither joins a capture nor breaks it.
 _THREAD_LOCAL: Final = "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"
+_ALLOCATIONS: Final = {
+    "cuMemAlloc": "the GPU has no memory left for",
+    "cuMemHostAlloc": "this machine has no memory left that can be locked for",
+}
 
 
 class CaptureError(Exception):
@@ -66,25 +70,23 @@ class Gpu:
         try:
             self._call("cuInit", 0)
         except (RuntimeError, OSError, ImportError) as error:  # the bindings look for the driver at their first call
-            raise UnavailableError("running an engine needs an NVIDIA GPU, and there is no driver here") from error
+            raise UnavailableError(
+                f"running an engine needs an NVIDIA GPU, and its driver cannot be used: {first_line(error)}"
+            ) from error
         self._device = self._call("cuDeviceGet", self._index)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self._undo.append(lambda: self._call("cuDevicePrimaryCtxRelease", self._device))
-        self.activate()
-        self._stream = self._call("cuStreamCreate", 1)  # CU_STREAM_NON_BLOCKING: not held up by the default stream
-        self._undo.append(lambda: self._call("cuStreamDestroy", self._stream))
+        with self.active():
+            self._stream = self._call("cuStreamCreate", 1)  # CU_STREAM_NON_BLOCKING: not held up by the default stream
+            self._undo.append(lambda: self._call("cuStreamDestroy", self._stream))
 
     def close(self) -> None:
         """Wait for the device and give everything back, the newest first; what fails must not keep the rest."""
         if self._context is None:
             return
-        self._quietly(self.activate)
-        if self._stream is not None:
-            self.settle()
-        while self._graphs:
-            self.discard(self._graphs[-1])
-        while self._undo:
-            self._quietly(self._undo.pop())
+        with self.settled():
+            while self._undo:
+                self._quietly(self._undo.pop())
         self._context = self._stream = None
 
     @property
@@ -92,13 +94,30 @@ class Gpu:
         """The stream's handle, as TensorRT takes it."""
         return int(self._stream)
 
-    def activate(self) -> None:
-        """Make this device the calling thread's: a runtime may be opened in one thread and run in another."""
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this device the calling thread's meanwhile: a runtime may be opened in one thread and run in another."""
+        before = self._call("cuCtxGetCurrent")
         self._call("cuCtxSetCurrent", self._context)
+        try:
+            yield
+        finally:
+            self._quietly(lambda: self._call("cuCtxSetCurrent", before))
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """Nothing is queued and no graph is left meanwhile, for who gives back what they use; never fails itself."""
+        with contextlib.ExitStack() as stack:
+            self._quietly(lambda: stack.enter_context(self.active()))
+            self.settle()
+            while self._graphs:
+                self.discard(self._graphs[-1])
+            yield
 
     def free_bytes(self) -> int:
         """Memory of the device that nobody has."""
-        return int(self._call("cuMemGetInfo")[0])
+        with self.active():
+            return int(self._call("cuMemGetInfo")[0])
 
     def allocate(self, size: int) -> int:
         """Memory on the device.
@@ -157,7 +176,8 @@ class Gpu:
 
     def settle(self) -> None:
         """Wait for what is queued, whatever it ends with: nobody wants its result any more."""
-        self._quietly(self.synchronize)
+        if self._stream is not None:
+            self._quietly(self.synchronize)
 
     def capture(self, work: Callable[[], bool]) -> Any:
         """What ``work`` queues, as a graph that is launched as one.
@@ -176,7 +196,7 @@ class Gpu:
         finally:  # the stream takes nothing else until the capture has ended, well or not
             try:
                 graph = self._call("cuStreamEndCapture", self._stream)
-            except GraphError as error:
+            except (GraphError, UnavailableError) as error:
                 raise CaptureError(str(error)) from error
         try:
             if not queued:
@@ -188,7 +208,7 @@ class Gpu:
     def _instantiated(self, graph: Any) -> Any:
         try:
             ready = self._call("cuGraphInstantiate", graph, 0)
-        except GraphError as error:
+        except (GraphError, UnavailableError) as error:  # a graph takes memory, and all goes on without one
             raise CaptureError(str(error)) from error
         self._graphs.append(ready)
         return ready
@@ -213,9 +233,11 @@ class Gpu:
     def _fail(self, function: str, code: int, arguments: tuple[Any, ...]) -> NoReturn:
         _, text = self._driver.cuGetErrorString(self._driver.CUresult(code))
         said = text.decode(errors="replace") if isinstance(text, bytes) else "an error without a name"
+        if code == _OUT_OF_MEMORY and function in _ALLOCATIONS:
+            asked = f"{_ALLOCATIONS[function]} {arguments[0] / 1e6:.1f} MB"
+            raise UnavailableError(f"{asked}: build the engine with a smaller --max")
         if code == _OUT_OF_MEMORY:
-            asked = f" for {arguments[0] / 1e6:.1f} MB" if function in ("cuMemAlloc", "cuMemHostAlloc") else ""
-            raise UnavailableError(f"the GPU has no memory left{asked}: build the engine with a smaller --max")
+            raise UnavailableError(f"the GPU has no memory left ({function}): end what else is running on it")
         if function.startswith(("cuInit", "cuDevice")):
             raise UnavailableError(f"GPU {self._index} cannot be used: the driver says {said} ({function}: {code})")
         raise GraphError(f"the GPU failed: {said} ({function}: {code})")

@@ -4,13 +4,15 @@ A batch above the profile's largest is cut into pieces, and while the device com
 place; one below the smallest is filled up, and what the filling gave is cut off again.
 
 What TensorRT queues is captured into a CUDA graph at the second run of a shape: the first one chooses and allocates,
-which no graph can hold. Another shape ends the graph, since the context that it was made of has changed.
-(TensorRT's developer guide, "CUDA Graphs".)
+which no graph can hold. Another shape ends the graph, since the context that it was made of has changed: a batch whose
+pieces differ is therefore run without one, which would be made anew for every piece. (TensorRT's developer guide, "CUDA
+Graphs".)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +21,8 @@ from runtimes.base import Array
 from runtimes.errors import GraphError, TensorError
 from runtimes.tensorrt.cuda import CaptureError, Gpu
 from runtimes.tensorrt.engine_io import EngineIO, Shape
-from runtimes.tensorrt.loading import Loaded
-from runtimes.tensorrt.messages import Messages
+from runtimes.tensorrt.loading import CAPTURED, Loaded
+from runtimes.tensorrt.messages import Messages, translated
 
 
 class _Slot(NamedTuple):
@@ -44,7 +46,7 @@ class Executor:
 
     Args:
         gpu: Whose stream and memory are used.
-        loaded: The engine.
+        loaded: The engine; its ``graphs`` tell later where it turns out that none can be made.
         io: Its input and output.
         label: What it is called in messages.
         messages: What TensorRT logs meanwhile.
@@ -55,13 +57,16 @@ class Executor:
     """
 
     def __init__(self, gpu: Gpu, loaded: Loaded, io: EngineIO, label: str, messages: Messages) -> None:
-        self._gpu, self._context, self._io, self._label = gpu, loaded.context, io, label
-        self._captures = loaded.graphs == "captured"
+        self._gpu, self._loaded, self._io, self._label = gpu, loaded, io, label
         self._graph: Any = None
         self._is_warm = False
-        self.graph_note = ""
         self._shape: Shape = ()
         self._output: Shape = ()
+        with translated(f"{label} cannot be prepared"):
+            self._prepare(messages)
+
+    def _prepare(self, messages: Messages) -> None:
+        gpu, io = self._gpu, self._io
         self._fit(io.maximum, messages)
         sizes = [
             np.dtype(spec.dtype).itemsize * math.prod(shape)
@@ -73,8 +78,8 @@ class Executor:
             for _ in range(2)
         )
         for name, address in ((io.input.name, self._source), (io.output.name, self._target)):
-            if not self._context.set_tensor_address(name, address):
-                raise GraphError(f"{label}: TensorRT refuses the memory of '{name}': {messages.last()}")
+            if not self._loaded.context.set_tensor_address(name, address):
+                raise GraphError(f"{self._label}: TensorRT refuses the memory of '{name}': {messages.last()}")
 
     def run(self, batch: Array, messages: Messages) -> Array:
         """One batch of any size.
@@ -91,27 +96,36 @@ class Executor:
             GraphError: The device or TensorRT failed.
         """
         self._io.check_image(batch.shape)
-        self._gpu.activate()
         largest = self._io.maximum[0]
+        pieces = [batch[start : start + largest] for start in range(0, len(batch), largest)]
+        with self._gpu.active(), translated(f"{self._label} failed"):
+            results = self._results(pieces, messages)
+        return results[0] if len(results) == 1 else np.concatenate(results)
+
+    def _results(self, pieces: Sequence[Array], messages: Messages) -> list[Array]:
+        alike = len({self._shape_for(piece) for piece in pieces}) == 1
         results: list[Array] = []
         sent: list[_Sent] = []
-        for number, start in enumerate(range(0, len(batch), largest)):
+        for number, piece in enumerate(pieces):
             if len(sent) == len(self._slots):  # its memory is wanted again
                 results.append(self._received(sent.pop(0)))
             slot = self._slots[number % len(self._slots)]
-            sent.append(self._send(slot, batch[start : start + largest], messages))
+            sent.append(self._send(slot, piece, alike, messages))
         results.extend(map(self._received, sent))
-        return results[0] if len(results) == 1 else np.concatenate(results)
+        return results
 
-    def _send(self, slot: _Slot, piece: Array, messages: Messages) -> _Sent:
-        shape = (max(len(piece), self._io.minimum[0]), *piece.shape[1:])
+    def _shape_for(self, piece: Array) -> Shape:
+        return max(len(piece), self._io.minimum[0]), *piece.shape[1:]
+
+    def _send(self, slot: _Slot, piece: Array, captures: bool, messages: Messages) -> _Sent:
+        shape = self._shape_for(piece)
         source = _front(slot.input, shape)
         source[: len(piece)] = piece
         source[len(piece) :] = piece[:1]  # any image does: its row is cut off again
         if shape != self._shape:
             self._fit(shape, messages)
         self._gpu.upload(self._source, source)
-        self._execute(messages)
+        self._execute(captures, messages)
         self._gpu.download(_front(slot.output, self._output), self._target)
         self._gpu.record(slot.done)
         return _Sent(slot, self._output, len(piece))
@@ -129,19 +143,19 @@ class Executor:
         if self._graph is not None:
             self._gpu.discard(self._graph)
         self._graph, self._is_warm = None, False
-        if not self._context.set_input_shape(self._io.input.name, shape):
+        if not self._loaded.context.set_input_shape(self._io.input.name, shape):
             raise GraphError(f"{self._label}: TensorRT refuses the shape {list(shape)}: {messages.last()}")
-        output = tuple(map(int, self._context.get_tensor_shape(self._io.output.name)))
+        output = tuple(map(int, self._loaded.context.get_tensor_shape(self._io.output.name)))
         if min(output, default=-1) < 0:
             raise GraphError(f"{self._label}: the size of '{self._io.output.name}' is known only after a run")
         self._shape, self._output = shape, output
 
-    def _execute(self, messages: Messages) -> None:
-        if self._graph is None and self._captures and self._is_warm:
+    def _execute(self, captures: bool, messages: Messages) -> None:
+        if self._graph is None and captures and self._is_warm and self._loaded.graphs == CAPTURED:
             try:
                 self._graph = self._gpu.capture(self._enqueue)
             except CaptureError as error:
-                self._captures, self.graph_note = False, f"off: {error}"
+                self._loaded.graphs = f"off: {error}"
         if self._graph is not None:
             self._gpu.launch(self._graph)
             return
@@ -150,7 +164,7 @@ class Executor:
         self._is_warm = True
 
     def _enqueue(self) -> bool:
-        return bool(self._context.execute_async_v3(self._gpu.stream))
+        return bool(self._loaded.context.execute_async_v3(self._gpu.stream))
 
 
 def _front(memory: Array, shape: Shape) -> Array:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final
 
 from runtimes.errors import GraphError, InputError, UnavailableError, first_line
 from runtimes.tensorrt.generations import Generation
-from runtimes.tensorrt.messages import Messages
+from runtimes.tensorrt.messages import Messages, translated
 from runtimes.tensorrt.runtime_cache import RuntimeCache
 
-Graphs = Literal["captured", "by TensorRT-RTX", "off"]
+CAPTURED: Final = "captured"
 
+_HOST_CODE: Final = (
+    "it brings a program that runs here with your rights: if you trust whoever made it, give host_code=true, or "
+    "--trust-host-code to layers"
+)
 # What TensorRT logs, in words. It has no codes for these.
 _REASONS = (
     ("version tag does not match", "it was built by another version of TensorRT: build it again here"),
+    ("expecting library version", "it was built by another version of TensorRT: build it again here"),
+    ("hostcode", _HOST_CODE),
+    ("host code", _HOST_CODE),
     ("compute capability", "it was built for another GPU: build it again here"),
     ("expecting compute", "it was built for another GPU: build it again here"),
     ("generated on a device", "it was built for another GPU: build it again here"),
@@ -29,33 +36,55 @@ _REASONS = (
 class Loaded:
     """An engine that is ready to run.
 
+    Only here is anything of TensorRT's kept by name: a traceback holds the locals of every function that it went
+    through, and what they name would outlive the device.
+
     Attributes:
+        graphs: Who makes CUDA graphs of it, for reports: :data:`CAPTURED`, ``by TensorRT-RTX``, or ``off`` with the
+            reason.
+        cache: Kernels of earlier processes; ``None`` where there are no such.
         runtime: What loaded it; has to outlive it.
         engine: ``ICudaEngine``.
+        kernels: ``IRuntimeCache``; has to outlive the context.
+        settings: ``IRuntimeConfig`` of the context.
         context: ``IExecutionContext``.
         device_memory: Bytes of activations.
-        graphs: Who makes CUDA graphs of it.
-        cache_note: What became of the kernels' cache, for reports; ``None`` where there is none.
     """
 
-    runtime: Any
+    graphs: str
+    cache: RuntimeCache | None = None
+    runtime: Any = None
     engine: Any = None
+    kernels: Any = None
+    settings: Any = None
     context: Any = None
     device_memory: int = 0
-    graphs: Graphs = "off"
-    cache_note: str | None = None
-    _cache: RuntimeCache | None = None
-    _kernels: Any = None
+
+    @property
+    def cache_note(self) -> str | None:
+        """What became of the kernels' cache, for reports; ``None`` where there is none."""
+        return None if self.cache is None else self.cache.note
 
     def close(self) -> None:
-        """Keep the kernels, and give everything back in the order that TensorRT wants."""
-        if self._cache is not None and self.context is not None:
-            self._cache.keep(bytes(self._kernels.serialize()))
-            self.cache_note = self._cache.note
-        self._kernels = None
+        """Give everything back in the order that TensorRT wants, and keep the kernels."""
+        compiled = b"" if self.context is None else self._compiled()
+        self.settings = None
         self.context = None
+        self.kernels = None
         self.engine = None
         self.runtime = None
+        if self.cache is not None and compiled:
+            self.cache.keep(compiled)
+
+    def _compiled(self) -> bytes:
+        """The kernels' bytes; empty where there are none. An error here must not stand in for the one that ends it."""
+        if self.cache is None:
+            return b""
+        try:
+            return bytes(self.kernels.serialize())
+        except Exception as error:  # noqa: BLE001  (pybind's exceptions have no common base)
+            self.cache.note = f"not kept: TensorRT does not give the kernels ({first_line(error)})"
+            return b""
 
 
 def load_engine(
@@ -65,9 +94,10 @@ def load_engine(
     label: str,
     messages: Messages,
     *,
-    runs_host_code: bool,
-    graphs: bool,
-    cache: RuntimeCache | None,
+    host_code: bool = False,
+    dla_core: int | None = None,
+    graphs: bool = False,
+    cache: RuntimeCache | None = None,
 ) -> Loaded:
     """Load an engine and make its context.
 
@@ -77,7 +107,8 @@ def load_engine(
         plan: The engine.
         label: What it is called in messages.
         messages: What TensorRT logs meanwhile.
-        runs_host_code: Let the engine bring its own runtime, which a version-compatible one does.
+        host_code: Let the engine bring a program of its own, which a version-compatible one does.
+        dla_core: Deep learning accelerator that it was built for; ``None``: the GPU.
         graphs: Whether kernels may be launched as CUDA graphs.
         cache: Kernels of earlier processes; only where the generation has such a cache.
 
@@ -86,16 +117,20 @@ def load_engine(
         UnavailableError: There is no GPU, or not enough of its memory.
         GraphError: TensorRT refuses it for another reason.
     """
-    # No local names for what TensorRT makes: a traceback would keep it alive beyond the device that it lives on.
-    loaded = Loaded(_runtime(trt, messages), graphs="captured" if graphs else "off", _cache=cache)
+    loaded = Loaded(CAPTURED if graphs else "off", cache)
     try:
-        if runs_host_code:
-            loaded.runtime.engine_host_code_allowed = True
-        loaded.engine = loaded.runtime.deserialize_cuda_engine(plan)
-        if loaded.engine is None:
-            raise _refusal(label, messages)
-        loaded.device_memory = int(getattr(loaded.engine, generation.device_memory_size))
-        _prepare(trt, generation, loaded, label)
+        with translated(f"{label} cannot be loaded"):
+            loaded.runtime = _runtime(trt, messages)
+            if host_code:
+                loaded.runtime.engine_host_code_allowed = True
+            if dla_core is not None:
+                loaded.runtime.DLA_core = dla_core
+            loaded.engine = loaded.runtime.deserialize_cuda_engine(plan)
+            if loaded.engine is None:
+                raise _refusal(label, messages)
+            loaded.device_memory = int(getattr(loaded.engine, generation.device_memory_size))
+        with translated(f"{label} cannot be prepared"):
+            _prepare(trt, generation, loaded)
         if loaded.context is None:
             raise UnavailableError(
                 f"{label} needs {loaded.device_memory / 1e6:.0f} MB of the GPU for its activations, and could not "
@@ -114,36 +149,32 @@ def _runtime(trt: Any, messages: Messages) -> Any:
         raise UnavailableError(f"TensorRT cannot start: {messages.last() or first_line(error)}") from error
 
 
-def _prepare(trt: Any, generation: Generation, loaded: Loaded, label: str) -> None:
-    try:
-        if not generation.runtime_cache:
-            loaded.context = loaded.engine.create_execution_context()
-            return
-        loaded.context = loaded.engine.create_execution_context(_settings(trt, loaded))
-    except Exception as error:  # pybind's exceptions have no common base
-        raise GraphError(f"{label} cannot be prepared: {first_line(error)}") from error
+def _prepare(trt: Any, generation: Generation, loaded: Loaded) -> None:
+    if not generation.runtime_cache:
+        loaded.context = loaded.engine.create_execution_context()
+        return
+    loaded.settings = loaded.engine.create_runtime_config()
+    _settle(trt, loaded)
+    loaded.context = loaded.engine.create_execution_context(loaded.settings)
 
 
-def _settings(trt: Any, loaded: Loaded) -> Any:
-    """The settings under which TensorRT-RTX compiles kernels when an engine runs."""
-    config = loaded.engine.create_runtime_config()
+def _settle(trt: Any, loaded: Loaded) -> None:
+    """How TensorRT-RTX compiles kernels when an engine runs."""
     strategy = trt.CudaGraphStrategy
-    if loaded.graphs == "captured":
+    if loaded.graphs == CAPTURED:
         # Its own graphs: one captured from outside would keep the kernels that it starts with and means to replace.
-        config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE
+        loaded.settings.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE
         loaded.graphs = "by TensorRT-RTX"
     else:
-        config.cuda_graph_strategy = strategy.DISABLED
+        loaded.settings.cuda_graph_strategy = strategy.DISABLED
     # At once, not in the background: what is measured is then what runs later.
-    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    if loaded._cache is not None:
-        loaded._kernels = config.create_runtime_cache()
-        loaded.cache_note = loaded._cache.note
-        earlier = loaded._cache.read()
-        if earlier and not loaded._kernels.deserialize(earlier):
-            loaded.cache_note = "started anew: the earlier one is of another version or GPU"
-        config.set_runtime_cache(loaded._kernels)
-    return config
+    loaded.settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    if loaded.cache is not None:
+        loaded.kernels = loaded.settings.create_runtime_cache()
+        earlier = loaded.cache.read()
+        if earlier and not loaded.kernels.deserialize(earlier):
+            loaded.cache.refuse()
+        loaded.settings.set_runtime_cache(loaded.kernels)
 
 
 def _refusal(label: str, messages: Messages) -> Exception:

@@ -1,10 +1,15 @@
-"""What TensorRT writes to its log. It keeps the first logger of a process for good, so there is one for all builds."""
+"""What TensorRT says: its log, and the exceptions of its bindings.
+
+It keeps the first logger of a process for good, so there is one for all work.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from runtimes.errors import GraphError, ResnetExportError, UnavailableError, first_line
 
 _MOST = 200
 
@@ -46,6 +51,27 @@ def listening(trt: Any) -> Iterator[Messages]:
         yield logger.sink
     finally:
         logger.sink = before
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn whatever the bindings raise into one line; pybind's exceptions have no common base.
+
+    Args:
+        what: Did not work, as the beginning of a sentence.
+
+    Raises:
+        UnavailableError: This machine has no memory left.
+        GraphError: Anything else.
+    """
+    try:
+        yield
+    except ResnetExportError:
+        raise
+    except MemoryError as error:
+        raise UnavailableError(f"{what}: this machine has no memory left") from error
+    except Exception as error:
+        raise GraphError(f"{what}: {first_line(error)}") from error
 
 
 def _logger(trt: Any) -> Any:

@@ -21,7 +21,7 @@ class BuildOptions:
         workspace_mib: Memory that kernels may use while they run, in MiB; ``None``: all there is.
         timing_cache: Measured kernels of earlier builds; ``None``: none. An empty one starts a new cache.
         compute_capabilities: GPUs to build for, as ``8.6``; only where none needs to be here.
-        version_compatible: Runs on later TensorRT versions of the same major.
+        version_compatible: Runs on later TensorRT versions too, of later majors as well.
         hardware: ``ampere+`` for all GPUs from Ampere on, ``same`` for those of the compute capability.
         strip: Leave the weights out, to be filled in on the device.
         refit: Weights can be exchanged later.

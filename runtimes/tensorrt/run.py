@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,20 @@ from runtimes.tensorrt.cuda import Gpu
 from runtimes.tensorrt.device import Device, DeviceSearch, find_devices
 from runtimes.tensorrt.engine_io import EngineIO, read_io
 from runtimes.tensorrt.executor import Executor
-from runtimes.tensorrt.flavour import Load, flavour, module
+from runtimes.tensorrt.flavour import Flavour, Load, flavour, module
 from runtimes.tensorrt.loading import Loaded, load_engine
 from runtimes.tensorrt.messages import listening
-from runtimes.tensorrt.plan import read_header
+from runtimes.tensorrt.plan import PlanHeader, read_header
 from runtimes.tensorrt.runtime_cache import RuntimeCache
-from runtimes.tensorrt.sidecar import check_device, check_source, check_version, options_of, read_sidecar
+from runtimes.tensorrt.sidecar import (
+    check_device,
+    check_host_code,
+    check_source,
+    check_version,
+    check_weights,
+    dla_core_of,
+    read_sidecar,
+)
 
 
 class TensorRTRuntime(Runtime):
@@ -36,14 +45,15 @@ class TensorRTRuntime(Runtime):
         device: Index of the GPU.
         cuda_graph: Whether kernels may be launched as graphs.
         source_sha256: Of the ONNX file that it has to be made from; ``None`` asks nothing.
+        host_code: Whether a version-compatible engine may run the program that it brings: whoever made it is trusted.
         cache: Whether kernels that TensorRT-RTX compiles are kept for the next process.
         load: Imports a package by name.
         search: The GPUs of this machine; ``None`` looks for them.
         driver: ``cuda.bindings.driver``; ``None`` imports it.
 
-    Opening raises ``InputError`` for what is no engine, or one of another version, GPU or model; ``UnavailableError``
-    where the package, a GPU or memory is missing; ``GraphError`` for an engine that cannot be loaded or has other
-    inputs and outputs.
+    Opening raises ``InputError`` for what is no engine, or one of another version, GPU or model, or without weights, or
+    one that brings a program and is not trusted; ``UnavailableError`` where the package, a GPU or memory is missing;
+    ``GraphError`` for an engine that cannot be loaded or has other inputs and outputs.
     """
 
     def __init__(
@@ -55,6 +65,7 @@ class TensorRTRuntime(Runtime):
         device: int = 0,
         cuda_graph: bool = True,
         source_sha256: str | None = None,
+        host_code: bool = False,
         cache: bool = True,
         load: Load = importlib.import_module,
         search: DeviceSearch | None = None,
@@ -66,36 +77,43 @@ class TensorRTRuntime(Runtime):
         self._index = device
         self._graphs = cuda_graph
         self._source_sha256 = source_sha256
+        self._host_code = host_code
         self._caches = cache
         self._load, self._search, self._driver = load, search, driver
         self._stack = ExitStack()
         self._trt: Any = None
+        self._loaded: Loaded | None = None
         self._executor: Executor | None = None
-        self._graph_note = ""
 
     def _open(self) -> Binding:
+        self._loaded = None
         label = str(self._path)
         plan = self._read()
-        header = read_header(plan, label)
-        document = read_sidecar(self._path, plan)
+        document = read_sidecar(self._path, sha256(plan).hexdigest())
+        header = read_header(plan, label, document)
         found = flavour(self._flavour_name or header.package, self._load)
-        check_version(header, document, found, label)
-        check_source(document, self._source_sha256, label)
+        self._refuse_other(header, document, found, label)
         place = self._device()
         check_device(document, place, label)
         self._trt = module(found, self._load)
         gpu = self._stack.enter_context(Gpu(self._index, self._driver))
         cache = RuntimeCache.of(plan, found, place) if self._caches and found.generation.runtime_cache else None
-        with listening(self._trt) as messages:
-            loaded = load_engine(
+        with gpu.active(), listening(self._trt) as messages:
+            self._loaded = load_engine(
                 self._trt, found.generation, plan, label, messages,
-                runs_host_code=bool(options_of(document).get("version_compatible")), graphs=self._graphs, cache=cache,
+                host_code=self._host_code, dla_core=dla_core_of(document), graphs=self._graphs, cache=cache,
             )  # fmt: skip
-            self._stack.callback(_let_go, gpu, loaded)  # before the context and the memory that it lives in
-            io = read_io(self._trt, loaded.engine, label)
-            self._executor = Executor(gpu, loaded, io, label, messages)
-        used = {found.name: found.version, "built by": str(header), **_used(place, document, loaded, io)}
-        return Binding(io.input, io.output, used)
+            self._stack.callback(_let_go, gpu, self._loaded)  # before the context and the memory that it lives in
+            io = read_io(self._trt, self._loaded, label)
+            self._executor = Executor(gpu, self._loaded, io, label, messages)
+        used = {found.name: found.version, "built by": str(header), **_used(place, document, self._loaded, io)}
+        return Binding(io.input, io.output, used, (io.minimum[0], io.maximum[0]))
+
+    def _refuse_other(self, header: PlanHeader, document: Mapping[str, Any] | None, found: Flavour, label: str) -> None:
+        check_version(header, document, found, label)
+        check_source(document, self._source_sha256, label)
+        check_weights(document, label)
+        check_host_code(document, self._host_code, label, "host_code=true")
 
     def _read(self) -> bytes:
         try:
@@ -113,10 +131,10 @@ class TensorRTRuntime(Runtime):
 
     @property
     def used(self) -> dict[str, Any]:
-        """As read back from TensorRT; with the reason where graphs turned out to be impossible."""
-        if self._executor is not None:
-            self._graph_note = self._executor.graph_note
-        return {**super().used, **({"cuda_graph": self._graph_note} if self._graph_note else {})}
+        """As read back from TensorRT, with what came of graphs and kept kernels up to now, or up to the closing."""
+        now = self._loaded
+        told = {} if now is None else {"cuda_graph": now.graphs, "runtime_cache": now.cache_note}
+        return {**super().used, **told}
 
     def _run(self, batch: Array) -> Array:
         assert self._executor is not None  # the base class runs nothing before _open
@@ -124,15 +142,13 @@ class TensorRTRuntime(Runtime):
             return self._executor.run(batch, messages)
 
     def _close(self) -> None:
-        if self._executor is not None:
-            self._graph_note = self._executor.graph_note
-        self._executor = None  # it holds the context, which has to go before the device does
+        self._executor = None
         self._stack.close()
 
 
 def _let_go(gpu: Gpu, loaded: Loaded) -> None:
-    gpu.settle()
-    loaded.close()
+    with gpu.settled():
+        loaded.close()
 
 
 def _used(place: Device, document: Mapping[str, Any] | None, loaded: Loaded, io: EngineIO) -> dict[str, Any]:
@@ -142,6 +158,4 @@ def _used(place: Device, document: Mapping[str, Any] | None, loaded: Loaded, io:
         "precision": None if document is None else document.get("precision"),
         "profile": {"min": list(io.minimum), "opt": list(io.optimum), "max": list(io.maximum)},
         "device_memory_bytes": loaded.device_memory,
-        "cuda_graph": loaded.graphs,
-        "runtime_cache": loaded.cache_note,
     }

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 from runtimes.errors import InputError, first_line
+from runtimes.precision import PRECISIONS, Precision
 from runtimes.tensorrt.device import Device
 from runtimes.tensorrt.flavour import Flavour
 from runtimes.tensorrt.generations import parse_version
 from runtimes.tensorrt.plan import PlanHeader
+from runtimes.tensorrt.sidecar_form import damage
 
 Capability = tuple[int, int]
 
@@ -29,15 +30,15 @@ def sidecar_path(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-def read_sidecar(engine: Path, plan: bytes) -> Mapping[str, Any] | None:
+def read_sidecar(engine: Path, sha256: str) -> Mapping[str, Any] | None:
     """The document beside an engine; ``None`` where there is none.
 
     Args:
         engine: The file.
-        plan: Its bytes.
+        sha256: Of its bytes.
 
     Raises:
-        InputError: The document cannot be read, or is about another engine.
+        InputError: The document cannot be read, is damaged, or is about another engine.
     """
     path = sidecar_path(engine)
     try:
@@ -48,8 +49,11 @@ def read_sidecar(engine: Path, plan: bytes) -> Mapping[str, Any] | None:
         raise InputError(
             f"{path} cannot be read ({first_line(error)}): remove it, or build the engine again"
         ) from error
-    if not isinstance(document, dict) or document.get("sha256") != sha256(plan).hexdigest():
+    if not isinstance(document, dict) or document.get("sha256") != sha256:
         raise InputError(f"{path} is not about the engine {engine}, which has another sha256: build the engine again")
+    damaged = damage(document)
+    if damaged is not None:
+        raise InputError(f"{path} is damaged at {damaged}: remove it, or build the engine again")
     return document
 
 
@@ -65,18 +69,56 @@ def check_version(header: PlanHeader, document: Mapping[str, Any] | None, flavou
     Raises:
         InputError: It is of another package or version.
     """
-    compatible = bool(options_of(document).get("version_compatible"))
+    compatible = is_version_compatible(document)
     runs = {header.package, "tensorrt_lean", "tensorrt_dispatch"} if compatible else {header.package}
     here = f"{flavour.name} {flavour.version}"
     if flavour.name not in runs:
         raise InputError(f"{label} is an engine of {header}, and {here} is to run it: {_AGAIN}")
-    if header.package == "tensorrt_rtx":
-        return  # it says itself which versions' engines it takes
     installed = parse_version(flavour.version)
-    same = installed == header.release
-    if not same and not (compatible and installed[0] == header.release[0] and installed >= header.release):
-        advice = _AGAIN if compatible else f"{_AGAIN}, or make it --version-compatible"
-        raise InputError(f"{label} was built by {header}, and {here} runs its own engines only: {advice}")
+    # Later majors too: an engine of 8 runs on 9 and 10 ("Version Compatibility" in TensorRT's documentation).
+    if installed == header.release or (compatible and installed >= header.release):
+        return
+    if compatible:
+        raise InputError(f"{label} was built by {header}, and runs on that version and later ones, not on {here}")
+    # TensorRT-RTX has no such engines ("engines are not compatible between different releases").
+    other = "" if header.package == "tensorrt_rtx" else ", or make it --version-compatible"
+    raise InputError(f"{label} was built by {header}, and {here} runs its own engines only: {_AGAIN}{other}")
+
+
+def check_host_code(document: Mapping[str, Any] | None, allowed: bool, label: str, option: str) -> None:
+    """Refuse an engine that brings a program of its own, unless the user trusts it.
+
+    A version-compatible engine holds the runtime of the version that built it, as code for the CPU. The document beside
+    it comes from where the engine does, and can therefore not vouch for it.
+
+    Args:
+        document: Beside the engine.
+        allowed: Whether the user has said so.
+        label: What the engine is called in messages.
+        option: By which the user says so.
+
+    Raises:
+        InputError: The engine is version-compatible, and the user has not said so.
+    """
+    if is_version_compatible(document) and not allowed:
+        raise InputError(
+            f"{label} is version-compatible, so it brings a program that runs here with your rights: give {option} if "
+            f"you trust whoever made it"
+        )
+
+
+def check_weights(document: Mapping[str, Any] | None, label: str) -> None:
+    """Refuse an engine without weights.
+
+    Args:
+        document: Beside the engine.
+        label: What the engine is called in messages.
+
+    Raises:
+        InputError: It was stripped of them. (What is refitted is another file, which this document is not about.)
+    """
+    if options_of(document).get("strip"):
+        raise InputError(f"{label} has no weights (--strip): refit it with them first, or build it without --strip")
 
 
 def check_device(document: Mapping[str, Any] | None, device: Device, label: str) -> None:
@@ -93,7 +135,7 @@ def check_device(document: Mapping[str, Any] | None, device: Device, label: str)
     if document is None:
         return
     own = device.compute_capability
-    targets = [found for text in document.get("targets") or () if (found := _capability(text))]
+    targets = [found for text in document.get("targets", ()) if (found := _capability(text))]
     built_on = document.get("gpu")
     if targets:
         fits, wanted = own in targets, "compute capability " + " or ".join("{}.{}".format(*each) for each in targets)
@@ -131,6 +173,23 @@ def options_of(document: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """What an engine was built with; empty where nothing tells."""
     options = None if document is None else document.get("options")
     return options if isinstance(options, dict) else {}
+
+
+def precision_of(document: Mapping[str, Any] | None) -> Precision | None:
+    """What an engine computes in; ``None`` where nothing tells."""
+    told = None if document is None else document.get("precision")
+    return told if told in PRECISIONS else None
+
+
+def is_version_compatible(document: Mapping[str, Any] | None) -> bool:
+    """Whether an engine runs on later versions too."""
+    return bool(options_of(document).get("version_compatible"))
+
+
+def dla_core_of(document: Mapping[str, Any] | None) -> int | None:
+    """The deep learning accelerator that an engine was built for; ``None`` for a GPU."""
+    core: int | None = options_of(document).get("dla_core")
+    return core
 
 
 def _capability(text: object) -> Capability | None:

@@ -45,7 +45,8 @@ class Unfolding:
     """
 
     def __init__(self, model: onnx.ModelProto, uses: Mapping[str, int]) -> None:
-        self._old, self._uses = model, uses
+        self._old = model
+        self._readers = Counter(uses)  # of a tensor of the new graph, those of its aliases too
         self.values: dict[str, Array] = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
         for node in model.graph.node:
             if node.op_type == "Constant" and attribute(node, "value", None) is not None:
@@ -65,13 +66,16 @@ class Unfolding:
     def alias(self, name: str, place: str, offset: float = 0.0) -> None:
         """Let a tensor of the old graph be another one plus an offset."""
         self._places[name] = (place, offset)
+        if name != place:  # what made it is no node of the new graph; who reads it will read the other one
+            self._readers[place] += self._readers[name] - 1
 
     def store(self, name: str, value: Array) -> None:
         """Add a constant to the new graph."""
         self.values[name] = self._made[name] = value
 
     def relu(self, source: str, constant: float, name: str) -> None:
-        """``name = Relu(source + constant)``."""
+        """``name = Relu(source + constant)``, which something reads that is to be an alias."""
+        self._readers[name] += 1
         self._append(helper.make_node("Relu", [self._whole(source, constant)], [name], name))
 
     def add(self, node: onnx.NodeProto, shifts: bool) -> None:
@@ -175,7 +179,7 @@ class Unfolding:
     def _biased_before(self, name: str) -> str:
         """Output of the Conv or Gemm that a constant for a tensor can go into; empty where others would see it too."""
         node = self._producers.get(name)
-        if node is None or name in self.fixed or self._uses.get(name, 0) != 1:
+        if node is None or name in self.fixed or self._readers[name] != 1:
             return ""
         if node.op_type == "Add" and node.input[0] != node.input[1]:
             return next(filter(None, map(self._biased_before, node.input)), "")

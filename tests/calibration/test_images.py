@@ -390,11 +390,11 @@ def test_batches_hold_every_image_once_and_in_order(tmp_path):
     np.testing.assert_array_equal(np.concatenate([tensor for tensor, _ in out]), load_batch(files, TINY))
 
 
-def test_bad_files_are_reported_left_out_and_do_not_shorten_batches(tmp_path):
-    files, bad = folder_of(tmp_path, 6, bad=[1, 4]), list[BadFile]()
+def test_bad_files_are_reported_left_out_and_shorten_their_own_batch_alone(tmp_path):
+    files, bad = folder_of(tmp_path, 8, bad=[1, 4, 5]), list[BadFile]()
     out = list(batches(files, TINY, 2, max_bad=0.4, on_bad=bad.append))
-    assert [[file.path.stem for file in kept] for _, kept in out] == [["000", "002"], ["003", "005"]]
-    assert [file.path.stem for file in bad] == ["001", "004"]
+    assert [[file.path.stem for file in kept] for _, kept in out] == [["000"], ["002", "003"], ["006", "007"]]
+    assert [file.path.stem for file in bad] == ["001", "004", "005"]
     assert all(file.reason.startswith("not an image") for file in bad)
 
 

@@ -272,7 +272,7 @@ def test_an_image_cannot_feed_a_raw_contract():
         ({"color": "raw"}, "color raw takes arrays"),
         ({"color": "L"}, "mean is .* each of the 1 channels"),
         ({"orientation": ["exif"]}, "orientation is"),
-        ({"layout": "NHWC"}, "layout is 'NHWC': give one of NCHW"),
+        ({"layout": "NHWC"}, "layout is 'NHWC': give NCHW, which float32"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
     ],
 )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 
 from calibration.graph import Network
 from calibration.implicit import scales as scales_of
@@ -255,3 +256,44 @@ def test_ranges_give_every_tensor_a_scale_that_clips_little(name: str) -> None:
     for tensor, values in values_of(network, batch, network.observed).items():
         assert np.abs(values).max() == pytest.approx(127 * found[tensor], rel=1e-5)
     assert all(default <= found[tensor] * 1.1 for tensor, default in scales_of(ranges).items())
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_an_offset_goes_into_no_bias_that_another_reader_sees(pad: int) -> None:
+    """A shifted tensor feeds a Q and a residual Add, whose padded convolution has to get the whole of the sum."""
+    draw = np.random.default_rng(0)
+    step = np.float32(0.05)
+    shift = np.float32(128) * step
+    weight = draw.standard_normal((2, 2, 1, 1)).astype(np.float32)
+    values = {
+        "w1": draw.standard_normal((2, 3, 1, 1)), "b1": [0.3, 0.3], "less": -shift, "s": step,
+        "w2": weight, "b2": shift * weight.sum((1, 2, 3)), "w3": draw.standard_normal((2, 3, 1, 1)),
+        "w4": draw.standard_normal((2, 2, 3, 3)),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w1", "b1"], ["y"]),
+        node("Add", ["y", "less"], ["shifted"]),
+        node("QuantizeLinear", ["shifted", "s", "z"], ["r.quantized"]),
+        node("DequantizeLinear", ["r.quantized", "s", "z"], ["real"]),
+        node("Conv", ["real", "w2", "b2"], ["a"]),
+        node("Conv", ["x", "w3"], ["other"]),
+        node("Add", ["shifted", "other"], ["sum"]),
+        node("Conv", ["sum", "w4"], ["b"], pads=[pad] * 4),
+        node("GlobalAveragePool", ["a"], ["one"]),
+        node("GlobalAveragePool", ["b"], ["two"]),
+        node("Add", ["one", "two"], ["out"]),
+    ]
+    stored = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in values.items()]
+    stored.append(numpy_helper.from_array(np.array(0, np.int8), "z"))
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 3, 6, 6])
+    given = helper.make_tensor_value_info("out", TensorProto.FLOAT, [4, 2, 1, 1])
+    graph = helper.make_graph(nodes, "g", [taken], [given], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    images = draw.standard_normal((4, 3, 6, 6)).astype(np.float32)
+
+    def computed(of: onnx.ModelProto) -> Array:
+        (found,) = InferenceSession(of.SerializeToString()).run(None, {"x": images})
+        return np.asarray(found)
+
+    np.testing.assert_allclose(computed(strip(model).model), computed(model), atol=0.02)  # Q/DQ rounds, and is gone

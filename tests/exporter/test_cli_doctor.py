@@ -24,7 +24,17 @@ from tests.exporter.test_cli_quantize import Done, as_it_was
 
 __all__ = ["as_it_was"]  # a fixture that every test here uses
 
-NAMES = ["eager", "torch-compile", "onnxruntime", "ort-cuda", "ort-tensorrt", "openvino", "int8-sim", *PACKAGES]
+NAMES = [
+    "eager",
+    "torch-compile",
+    "onnxruntime",
+    "ort-cuda",
+    "ort-tensorrt",
+    "openvino",
+    "int8-sim",
+    "triton",
+    *PACKAGES,
+]
 CPU_KEYS = {
     "architecture", "model", "cores", "int8", "avx2", "avx512", "vnni", "amx_int8", "arm_dot_product",
     "arm_int8_matmul",
@@ -132,6 +142,7 @@ def test_a_bare_machine_is_told_what_to_install_for_each() -> None:
 def test_packages_are_rows_with_their_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     given = {"torch": "2.14.1", "onnx": "1.23", "onnxruntime": "1.32", "openvino": "2026.4", "resnet_export": "0.1"}
+    given |= {"tritonclient": "2.73"}
     rows = framework_rows(versions(**given), ort("CUDAExecutionProvider", "CPUExecutionProvider"), str)
     assert [(row.name, row.version, row.usable, row.install) for row in rows] == [
         ("eager", "2.14.1", True, None),
@@ -141,6 +152,7 @@ def test_packages_are_rows_with_their_versions(monkeypatch: pytest.MonkeyPatch) 
         ("ort-tensorrt", None, False, "pip install onnxruntime-gpu, after pip uninstall onnxruntime"),
         ("openvino", "2026.4", True, None),
         ("int8-sim", "0.1", True, None),
+        ("triton", "2.73", True, None),
     ]
     assert by_name(rows)["onnxruntime"].detail == "CUDAExecutionProvider, CPUExecutionProvider"
     assert by_name(rows)["ort-tensorrt"].detail == "this onnxruntime has no TensorrtExecutionProvider"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from exporter import engine as engine_module
 from exporter import layers as layers_module
+from runtimes.errors import UnavailableError
 from runtimes.tensorrt import build as build_module
 from runtimes.tensorrt import examine as examine_module
 from runtimes.tensorrt.build import BuildOptions
@@ -19,7 +22,8 @@ from runtimes.tensorrt.flavour import Flavour
 from runtimes.tensorrt.generations import generation
 from tests.exporter.test_cli_engine import cli
 from tests.runtimes.engine_documents import GENERATIONS, Generation, convolution, document, reformat
-from tests.runtimes.fake_gpu import FakeDriver, put_engine
+from tests.runtimes.fake_engine import put_engine
+from tests.runtimes.fake_gpu import FakeDriver
 from tests.runtimes.test_tensorrt_build import saved
 from tests.runtimes.trt_fake import VERSIONS, Fake
 
@@ -85,28 +89,51 @@ def test_what_is_neither_engine_nor_layer_information_is_refused(
     assert message in done.err
 
 
+class Workshop:
+    """A pretended release on a pretended GPU that builds one engine, and whose inspector tells of INT8."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, version: str = "10.3.0") -> None:
+        self.engine, self.sidecar = folder / "net.engine", folder / "net.engine.json"
+        self.source = saved(folder, "int8")
+        self.fake = Fake(version)
+        put_engine(self.fake, FakeDriver())
+        self.plan = self.header() + b"layers"
+        self.told = document(_LAYERS)
+        results = self.fake.results
+        results["Builder", "build_serialized_network"] = lambda *_: self.plan
+        results["ICudaEngine", "create_engine_inspector"] = lambda *_: self.fake.object("EngineInspector")
+        results["EngineInspector", "get_engine_information"] = lambda _: self.told
+        row = generation(self.fake.package, self.fake.version)
+        found = Flavour(self.fake.package, self.fake.version, row, can_build=True, can_run=True)
+        for module in (build_module, examine_module):
+            patch.setattr(module, "module", lambda _: self.fake.module)
+        patch.setattr(engine_module, "flavour", lambda _: found)
+        patch.setattr(layers_module, "flavour", lambda _: found)
+        patch.setattr(engine_module, "find_devices", lambda: DeviceSearch((GPU,), ""))
+
+    def header(self) -> bytes:
+        tag = b"vtrt" if self.fake.package == "tensorrt_rtx" else b"ftrt"
+        return tag + bytes(20) + bytes((*map(int, self.fake.version.split(".")), 0)[:4])
+
+    def build(self, **options: Any) -> dict[str, Any]:
+        """Build it; what lies beside it."""
+        engine_module.build_engine(self.source, self.engine, BuildOptions(**options))
+        return self.beside()
+
+    def beside(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.sidecar.read_text())
+        return found
+
+
 @pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Builds an engine by a pretended release on a pretended GPU, whose inspector tells of INT8."""
+    """Builds an engine, and gives its path."""
 
     def make(version: str, told: str | None = None) -> Path:
-        fake, driver = Fake(version), FakeDriver()
-        put_engine(fake, driver)
-        header = b"vtrt" if fake.package == "tensorrt_rtx" else b"ftrt"
-        numbers = (*map(int, fake.version.split(".")), 0)
-        plan = header + bytes(20) + bytes(numbers[:4]) + b"layers"
-        fake.results[("Builder", "build_serialized_network")] = lambda *_: plan
-        fake.results[("ICudaEngine", "create_engine_inspector")] = lambda *_: fake.object("EngineInspector")
-        text = document(_LAYERS) if told is None else told
-        fake.results[("EngineInspector", "get_engine_information")] = lambda _: text
-        row = generation(fake.package, fake.version)
-        found = Flavour(fake.package, fake.version, row, can_build=True, can_run=True)
-        for module in (build_module, examine_module):
-            monkeypatch.setattr(module, "module", lambda _: fake.module)
-        monkeypatch.setattr(engine_module, "flavour", lambda _: found)
-        monkeypatch.setattr(engine_module, "find_devices", lambda: DeviceSearch((GPU,), ""))
-        engine_module.build_engine(saved(tmp_path, "int8"), tmp_path / "net.engine", BuildOptions())
-        return tmp_path / "net.engine"
+        shop = Workshop(tmp_path, monkeypatch, version)
+        shop.told = told or shop.told
+        shop.build()
+        return shop.engine
 
     return make
 
@@ -142,3 +169,119 @@ def test_a_sidecar_of_another_engine_is_refused(built: Any, cli: Any) -> None:
     done = cli("layers", engine)
     assert done.code == 2
     assert "is not about the engine" in done.err
+
+
+def _trusting(shop: Workshop) -> None:
+    """Refuse an engine as a real TensorRT refuses a version-compatible one."""
+
+    def load(_: bytes) -> Any:
+        return shop.fake.object("ICudaEngine") if shop.fake.names("Runtime", "engine_host_code_allowed") else None
+
+    shop.fake.results["Runtime", "deserialize_cuda_engine"] = load
+
+
+def test_the_program_in_an_engine_is_trusted_where_it_was_built_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    shop = Workshop(tmp_path, monkeypatch)
+    _trusting(shop)
+    told = shop.build(version_compatible=True)
+    assert told["no_layers"] is None
+    assert told["summary"]["sentences"] == ["1 of 1 Conv in INT8"]
+    shop.fake.calls.clear()
+    assert "cannot be loaded" in shop.build()["no_layers"]  # TensorRT's own gate is left as it is
+
+    monkeypatch.setattr(layers_module, "find_devices", lambda: DeviceSearch((GPU,), ""))
+    shop.sidecar.write_text(json.dumps({**told, "layers": None}))
+    shop.fake.calls.clear()
+    done = cli("layers", shop.engine)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "brings a program that runs here with your rights: give --trust-host-code if you trust" in done.err
+    assert not shop.fake.calls
+    assert "1 of 1 Conv in INT8" in cli("layers", shop.engine, "--trust-host-code").out
+
+
+def test_the_layers_of_a_dla_are_asked_of_that_dla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workshop(tmp_path, monkeypatch)
+    assert shop.build(dla_core=1)["layers"]
+    assert shop.fake.names("Runtime", "DLA_core") == [(1,)]
+
+
+def _pybind(*_: Any) -> None:
+    raise RuntimeError("pybind: CUDA error\nand a second line")
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "result", "words"),
+    [
+        ("Runtime", "deserialize_cuda_engine", _pybind, "cannot be loaded: pybind: CUDA error"),
+        ("Runtime", "deserialize_cuda_engine", lambda *_: None, "cannot be loaded"),
+        ("IExecutionContext", "set_input_shape", _pybind, "nothing of the layers of .*: pybind: CUDA error"),
+        ("IExecutionContext", "set_input_shape", lambda *_: False, r"refuses the shape \[2, 3, 8, 8\]"),
+        ("ICudaEngine", "get_tensor_mode", _pybind, "does not tell its inputs and outputs: pybind: CUDA error"),
+        ("ICudaEngine", "create_engine_inspector", _pybind, "nothing of the layers of .*: pybind: CUDA error"),
+        ("EngineInspector", "get_engine_information", _pybind, "nothing of the layers of .*: pybind: CUDA error"),
+        ("EngineInspector", "get_engine_information", lambda *_: None, "."),
+        ("EngineInspector", "get_engine_information", lambda *_: '{"Layers": [{"Name": 7}]}', ""),
+    ],
+)
+def test_a_finished_build_is_not_lost_for_its_layer_table(
+    cls: str, name: str, result: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(tmp_path, monkeypatch)
+    shop.fake.results[cls, name] = result
+    told = shop.build()
+    assert shop.engine.read_bytes() == shop.plan
+    if words:
+        assert told["layers"] is None
+        assert re.search(words, told["no_layers"])
+        assert "\n" not in told["no_layers"]
+    assert not shop.fake.living()
+
+
+def test_a_finished_build_is_not_lost_for_a_fault_in_its_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(tmp_path, monkeypatch)
+
+    def broken(*_: Any) -> None:
+        raise KeyError("modules")
+
+    monkeypatch.setattr(layers_module, "summary", broken)
+    assert shop.build()["no_layers"] == "'modules'"
+    assert shop.engine.read_bytes() == shop.plan
+
+
+def test_a_full_disk_leaves_the_old_engine_with_its_own_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(tmp_path, monkeypatch)
+    old, plan = shop.build(), shop.plan
+    shop.plan = shop.header() + b"other layers"
+    calls = []
+
+    def full(_descriptor: int) -> None:
+        calls.append(1)
+        if len(calls) == 2:  # the engine fits, and the document does not
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("exporter.files.os.fsync", full)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UnavailableError, match="is full"):
+        shop.build()
+    assert shop.engine.read_bytes() == plan
+    assert shop.beside() == old
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"layers": [{"name": "x"}]}, {"layers": 7}, {"summary": {}}, {"targets": 5}, {"network": [7]}]
+)
+def test_a_damaged_document_is_one_line(damaged: dict[str, Any], built: Any, cli: Any) -> None:
+    engine = built("10.3.0")
+    path = engine.with_name("net.engine.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damaged}))
+    for words in (("layers", engine), ("bench", engine), ("parity", engine, engine, "--data", engine.parent)):
+        done = cli(*words)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert f"is damaged at {next(iter(damaged))}: remove it" in done.err

@@ -6,38 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from exporter.cli import main
 from runtimes.errors import UnavailableError
 from runtimes.tensorrt.device import find_devices
 from runtimes.tensorrt.run import TensorRTRuntime
+from tests.exporter.resnet18_files import files, run_words
+
+__all__ = ["files"]
 
 pytest.importorskip("tensorrt_rtx", reason="there is no TensorRT-RTX for this platform")
 TARGETS = ("8.6", "8.9")
 INT8_SHARE = 0.35  # of the float engine: a quarter for the weights, and what is not weights
-
-
-def _run(*words: str | Path) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(list(map(str, words)))
-    assert not end.value.code, words
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The float, the half and the INT8 file of one network."""
-    folder = tmp_path_factory.mktemp("resnet18")
-    made = {kind: folder / f"{kind}.onnx" for kind in ("fp32", "fp16", "int8")}
-    _run("onnx", "resnet18", "--weights", "random", "-o", made["fp32"], "-q")
-    _run("onnx", "resnet18", "--weights", "random", "--precision", "fp16", "-o", made["fp16"], "-q")
-    images = folder / "images.npy"
-    np.save(images, np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), dtype=np.uint8))
-    _run(
-        "quantize", made["fp32"], "--target", "tensorrt", "--data", images, "--effort", "fast", "-o", made["int8"], "-q"
-    )
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +28,7 @@ def engines(files: dict[str, Path]) -> dict[tuple[str, str], dict[str, Any]]:
     for kind, source in files.items():
         for target in TARGETS:
             engine = source.with_name(f"{kind}-{target}.engine")
-            _run("engine", source, "-o", engine, "--compute-capability", target, "--max", "4", "-q")
+            run_words("engine", source, "-o", engine, "--compute-capability", target, "--max", "4", "-q")
             found[kind, target] = json.loads(engine.with_name(f"{engine.name}.json").read_text())
     return found
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from exporter.files import check_output, reserve
+from exporter.files import check_output, commit_together, reserve
 from runtimes.errors import InputError, UnavailableError
 
 
@@ -63,6 +66,64 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path: Path, monkeypatch
             output.commit(b"new")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def _together(folder: Path, names: tuple[str, ...] = ("a", "b", "c")) -> tuple[str, ...]:
+    with ExitStack() as stack:
+        places = [stack.enter_context(reserve(folder / name)) for name in names]
+        return commit_together([(place, f"new {place.path.name}".encode()) for place in places])
+
+
+def test_files_that_belong_together_are_written_together(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    digests = _together(tmp_path, ("a", "folder/b"))
+    assert (tmp_path / "a").read_bytes() == b"new a"
+    assert digests == tuple(hashlib.sha256(f"new {name}".encode()).hexdigest() for name in "ab")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "folder"]
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("links", [True, False])
+def test_files_that_belong_together_are_all_old_where_one_cannot_be_new(
+    call: int, step: str, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"old a")
+    (tmp_path / "b").write_bytes(b"old b")
+    calls = []
+    fsync, replace = os.fsync, Path.replace
+
+    def full(given: Any, *target: Path) -> Any:
+        if step == "fsync" or given.name.endswith(".part"):
+            calls.append(given)
+            if len(calls) == call:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return fsync(given) if step == "fsync" else replace(given, *target)
+
+    def no_links(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(*(("exporter.files.os.fsync", full) if step == "fsync" else ("pathlib.Path.replace", full)))
+    if not links:
+        monkeypatch.setattr("pathlib.Path.hardlink_to", no_links)
+    with pytest.raises(UnavailableError, match="is full"):
+        _together(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old a", "b": b"old b"}
+
+
+def test_an_interrupt_between_two_files_takes_the_first_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"old a")
+    replace = Path.replace
+
+    def interrupted(given: Path, target: Path) -> Path:
+        if target.name == "b":
+            raise KeyboardInterrupt
+        return replace(given, target)
+
+    monkeypatch.setattr("pathlib.Path.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _together(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old a"}
 
 
 @pytest.mark.parametrize("place", ["", "file/model.onnx"])

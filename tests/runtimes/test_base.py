@@ -10,6 +10,7 @@ import pytest
 from runtimes.base import TensorSpec
 from runtimes.errors import TensorError
 from tests.runtimes.models import CLASSES, FunctionRuntime, images, linear, weights
+from tests.runtimes.scripted import FakeClock, ScriptedRuntime
 
 SPEC = TensorSpec("input", "float32", (None, 3, 8, 8))
 
@@ -173,3 +174,13 @@ def test_importing_the_runtimes_loads_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(None, (1, None)), (1, (1, 1)), (8, (8, 8))])
+def test_the_batches_that_are_computed_as_they_are_are_those_of_the_input(batch, expected):
+    runtime = ScriptedRuntime(FakeClock(), lambda _: 1, batch=batch)
+    with pytest.raises(RuntimeError, match="not been opened"):
+        _ = runtime.batch_range
+    with runtime:
+        pass
+    assert runtime.batch_range == expected

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from runtimes.errors import GraphError, InputError, UnavailableError
 from runtimes.ort import OrtRuntime
 from runtimes.ort_gpu import ort_cuda, ort_tensorrt
 from runtimes.tensorrt.device import Device, find_devices
+from runtimes.tensorrt.library import libraries
 from tests.runtimes.models import images, onnx_linear, weights
 from tests.runtimes.test_tensorrt_build import saved
 
@@ -65,6 +67,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sessions:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: sys.stdout.write("libcudart is not there"), raising=False)
     monkeypatch.setattr(ort_gpu, "devices", lambda: (AMPERE, AMPERE))
+    monkeypatch.setattr(ort_gpu, "libraries", lambda: ("tensorrt 10.3.0",))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     return made
@@ -257,7 +260,7 @@ def test_nothing_that_engines_depend_on_is_left_out_of_the_key(
         monkeypatch.setattr(ort_gpu, "devices", lambda other=other: (other,))
         found.append(folder_of(sessions, ort_tensorrt(path)))
     monkeypatch.setattr(ort_gpu, "devices", lambda: (AMPERE,))
-    monkeypatch.setattr(ort_gpu, "_version", lambda each: "10.13" if each == "tensorrt-cu12" else None)
+    monkeypatch.setattr(ort_gpu, "libraries", lambda: ("/usr/lib64/libnvinfer.so.10 1 2",))
     found.append(folder_of(sessions, ort_tensorrt(path)))
     monkeypatch.setattr(onnxruntime, "__version__", "9.9.9")
     found.append(folder_of(sessions, ort_tensorrt(path)))
@@ -285,6 +288,30 @@ def test_where_nothing_can_be_kept_it_runs_and_says_why(
     assert not any("cache" in name for name in sessions.tensorrt)
     monkeypatch.setattr(ort_gpu, "devices", lambda: ())
     assert "which GPU" in opened(ort_tensorrt(path))["no_engine_cache"]
+    monkeypatch.setattr(ort_gpu, "devices", lambda: (AMPERE,))
+    monkeypatch.setattr(ort_gpu, "libraries", tuple)
+    assert "no library of TensorRT was found" in opened(ort_tensorrt(path))["no_engine_cache"]
+
+
+def test_a_library_that_is_exchanged_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.tensorrt.library.metadata.version", _not_installed)
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path / 'mine'}{os.pathsep}{tmp_path / 'nowhere'}")
+    for folder in ("mine", "system"):
+        (tmp_path / folder).mkdir()
+    system = (tmp_path / "system", tmp_path / "nowhere")
+    assert libraries(system) == ()
+    (tmp_path / "system" / "libnvinfer.so.10").write_bytes(b"one")
+    first = libraries(system)
+    assert len(first) == 1
+    assert libraries(system) == first
+    (tmp_path / "mine" / "libnvinfer.so.10").write_bytes(b"another")
+    assert len(libraries(system)) == 2
+    (tmp_path / "system" / "libnvinfer.so.10").write_bytes(b"of another size")
+    assert first[0] not in libraries(system)
+
+
+def _not_installed(name: str) -> str:
+    raise PackageNotFoundError(name)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

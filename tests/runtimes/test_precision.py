@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import json
-
 import onnx
 import pytest
 from onnx import TensorProto
 
-from runtimes.errors import GraphError
-from runtimes.precision import computed, precision_of
+from runtimes.precision import carried, computed
 from tests.runtimes.models import onnx_linear, weights
 
 
@@ -17,42 +14,14 @@ from tests.runtimes.models import onnx_linear, weights
 )
 def test_an_onnx_file_has_the_precision_of_its_weights(tmp_path, elements, precision):
     onnx.save(onnx_linear(weights(), elements=elements), tmp_path / "model.onnx")
-    assert precision_of(tmp_path / "model.onnx", "onnx") == precision
+    assert carried(onnx.load(tmp_path / "model.onnx")) == precision
 
 
 def test_weights_in_other_files_need_not_be_there(tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(onnx_linear(weights()), path, save_as_external_data=True, location="w.bin", size_threshold=0)
     (tmp_path / "w.bin").unlink()
-    assert precision_of(path, "onnx") == "fp32"
-
-
-def test_what_is_no_model_is_refused(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"this is text")
-    with pytest.raises(GraphError, match="is not an ONNX file"):
-        precision_of(tmp_path / "model.onnx", "onnx")
-
-
-@pytest.mark.parametrize(
-    ("document", "precision"),
-    [
-        ({"precision": "int8"}, "int8"),
-        ({"precision": "fp99"}, None),
-        ({}, None),
-        ([], None),
-        ("text", None),
-        (None, None),
-    ],
-)
-def test_an_engine_has_the_precision_that_its_document_says(tmp_path, document, precision):
-    if document is not None:
-        (tmp_path / "r.engine.json").write_text(json.dumps(document))
-    assert precision_of(tmp_path / "r.engine", "tensorrt") == precision
-
-
-def test_a_damaged_document_says_nothing(tmp_path):
-    (tmp_path / "r.engine.json").write_bytes(b'{"precision": \xff')
-    assert precision_of(tmp_path / "r.engine", "tensorrt") is None
+    assert carried(onnx.load(path, load_external_data=False)) == "fp32"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ that the release does not have is an AttributeError, as it would be there.
 from __future__ import annotations
 
 import json
+import weakref
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,10 @@ class Member(int):
     name = ""
 
 
+class _Object:
+    """Whatever a release makes."""
+
+
 class Fake:
     """A release.
 
@@ -31,6 +37,7 @@ class Fake:
         calls: Every method called, and every attribute set: (class, name, arguments).
         results: What a method gives, by (class, name); else an object of the class that it makes, or ``None``.
         values: What an attribute is, by (class, name); other names are methods.
+        gone: Classes of the objects that are no more, in the order in which they went.
     """
 
     def __init__(self, version: str) -> None:
@@ -38,6 +45,8 @@ class Fake:
         self.package = "tensorrt_rtx" if version.startswith("rtx") else "tensorrt"
         self.facts = json.loads((FACTS / f"{version}.json").read_text())
         self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.gone: list[str] = []
+        self._objects: list[tuple[str, weakref.ref[Any]]] = []
         made = {
             ("Builder", "create_network"): "INetworkDefinition",
             ("Builder", "create_builder_config"): "IBuilderConfig",
@@ -61,29 +70,45 @@ class Fake:
         """Arguments of every call of a method."""
         return [arguments for owner, name, arguments in self.calls if (owner, name) == (cls, call)]
 
+    def living(self) -> list[str]:
+        """Classes of the objects that somebody still holds."""
+        return [name for name, reference in self._objects if reference() is not None]
+
+    def _note(self, cls: str, name: str, arguments: tuple[Any, ...]) -> None:
+        # Objects by their class alone: noted as they are, they would live for ever.
+        told = tuple(type(each).__qualname__ if isinstance(each, _Object) else each for each in arguments)
+        self.calls.append((cls, name, told))
+
     def object(self, name: str) -> Any:
         """An object of a class, which has the class's methods and attributes only."""
         fake, known = self, set(self.facts[name])
 
-        class Object:
+        class Object(_Object):
             def __getattr__(self, attribute: str) -> Any:
                 if attribute not in known:
                     raise AttributeError(f"{name} of {fake.version} has no {attribute}")
                 if (name, attribute) in fake.values:
                     return fake.values[name, attribute]
-                return lambda *arguments: fake._called(name, attribute, arguments)
+                return partial(fake._called, name, attribute)
 
             def __setattr__(self, attribute: str, value: Any) -> None:
                 if attribute not in known:
                     raise AttributeError(f"{name} of {fake.version} has no {attribute}")
-                fake.calls.append((name, attribute, (value,)))
+                fake._note(name, attribute, (value,))
 
-        return Object()
+        Object.__qualname__ = name
+        made = Object()
+        self._objects.append((name, weakref.ref(made)))
+        weakref.finalize(made, self.gone.append, name)
+        return made
 
-    def _called(self, cls: str, name: str, arguments: tuple[Any, ...]) -> Any:
-        self.calls.append((cls, name, arguments))
+    def _called(self, cls: str, name: str, *arguments: Any) -> Any:
+        self._note(cls, name, arguments)
         result = self.results.get((cls, name))
-        return result(*arguments) if result else None
+        try:
+            return result(*arguments) if result else None
+        finally:
+            del arguments  # the bindings are no Python, and have no frames that a traceback could hold
 
     def _type(self, name: str, members: list[str]) -> type:
         fake = self
@@ -101,7 +126,7 @@ class Fake:
             return type(name, (), values)
 
         def make(cls: type, *arguments: Any) -> Any:
-            fake.calls.append((name, "__init__", arguments))
+            fake._note(name, "__init__", arguments)
             return fake.object(name)
 
         return type(name, (), {"__new__": make})
