@@ -21,7 +21,7 @@ from tests.exporter.test_cli_quantize import Done, as_it_was, assert_refused
 
 __all__ = ["as_it_was"]
 ROOT = Path(__file__).resolve().parents[2]
-ALL = ["onnx", "calibrate", "quantize onnxruntime", "parity", "evaluate", "bench", "report"]
+ALL = ["onnx", "calibrate", "quantize onnxruntime", "parity", "evaluate", "bench", "report", "bundle"]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_run_leaves_every_file_its_proof_and_the_report(once: Path) -> None:
     found = contents(once / "build")
     assert set(found) == {
         "model.onnx", "model.onnx.json", "ranges.json", "int8/onnxruntime.onnx", "int8/onnxruntime.onnx.json",
-        "parity.json", "evaluate.json", "bench.json", "report.html",
+        "parity.json", "evaluate.json", "bench.json", "report.html", "bundle/manifest.json",
     }  # fmt: skip
     assert carried(onnx.load(once / "build" / "int8" / "onnxruntime.onnx")) == "int8"
     for name in ("parity", "evaluate", "bench"):
