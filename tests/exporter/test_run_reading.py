@@ -228,7 +228,7 @@ def test_stages_are_those_that_are_asked_for(tmp_path: Path) -> None:
     whole = f'{MODEL}{DATA}[quantize]\ntargets = ["openvino", "tensorrt"]\n[engine.a]\n[engine.b]\nmodel = "float"\n'
     assert [each.name for each in stages(read(tmp_path, whole))] == [
         "onnx", "calibrate", "quantize openvino", "quantize tensorrt", "engine a", "engine b", "parity", "evaluate",
-        "bench", "report",
+        "bench", "report", "bundle",
     ]  # fmt: skip
 
 
