@@ -102,8 +102,10 @@ def main() -> None:
             print(f"{len(rows):3} killed after {after:5.1f} s, {len(done)} stages done, {resumed:5.1f} s more, "
                   f"{'DIFFERENT: ' + ', '.join(different) if different else 'the same bytes'}", flush=True)  # fmt: skip
     same = all(not row["different"] for row in rows)
-    document = {"undisturbed_s": round(undisturbed, 2), "second_run_s": round(again, 2), "kills": rows, "same_bytes": same,
-                "sha256": wanted, "machine": describe()}  # fmt: skip
+    document = {
+        "undisturbed_s": round(undisturbed, 2), "second_run_s": round(again, 2), "kills": rows, "same_bytes": same,
+        "sha256": wanted, "machine": describe(),
+    }  # fmt: skip
     given.output.write_text(json.dumps(document, indent=2) + "\n")
     sys.exit(not same)
 
