@@ -76,7 +76,9 @@ def connected(address: str, workers: int | None = None, threads: int = 1) -> Ite
         raise InputError(f"received {workers} workers of {threads} threads, expected at least 1 of each")
     if "://" in address:
         raise InputError(f"{address} is Ray's client protocol: start this on a machine of the cluster, with --ray auto")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it is read when Ray is imported
+    # Both are read when Ray is imported.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its core writes on our stderr of all it recovers from
     ray = _ray()
     with ExitStack() as stack:
         if address == LOCAL:
@@ -224,7 +226,7 @@ def _connect(ray: Any, stack: ExitStack, **how: Any) -> None:
     if ray.is_initialized():
         raise InputError("this process is connected to a Ray cluster already: shut that down first")
     stack.callback(ray.shutdown)
-    with _own_handlers():
+    with _own_handlers(), _silent():
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", **how)
         # Ray ends the process where a cluster goes away under its hands.
@@ -259,6 +261,21 @@ def _own_handlers() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on stderr, from Ray's core either, which announces there that it was told to be quiet."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _processors() -> int:
