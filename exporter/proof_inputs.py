@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from calibration.listing import ImageFile
 from calibration.preprocess import PRESETS, Preprocessing
 from exporter import contracts
 from exporter.feeding import reading
 from exporter.opening import Opening, prepare
 from exporter.subjects import Subject
 from runtimes.errors import InputError, TensorError
+from runtimes.tensorrt.sidecar import sidecar_path
 
 
 def prepare_all(texts: Sequence[str]) -> list[Opening]:
@@ -30,6 +33,25 @@ def prepare_all(texts: Sequence[str]) -> list[Opening]:
             raise InputError(f"{model.label} is given twice: a model tells nothing beside itself")
         found.append(model)
     return found
+
+
+def files_read(models: Sequence[Opening], data: Path | None, listing: Sequence[ImageFile]) -> list[Path]:
+    """Every file that a proof command reads, and that none of its reports may replace.
+
+    Args:
+        models: With their external weights, the files that their options name, and the document beside an engine.
+        data: What the user named; ``None``: no images.
+        listing: Images that were found there.
+    """
+    from runtimes.reading import external_files
+
+    own = [Path(model.spec.file) for model in models if model.spec.kind != "served"]
+    named = [Path(value) for model in models for value in model.spec.options.values() if isinstance(value, str)]
+    graphs = [model.onnx for model in models if model.onnx is not None]
+    beside = [path for graph in graphs for path in external_files(graph)]
+    documents = [sidecar_path(path) for path in own if path.name]
+    images = dict.fromkeys(image.path for image in listing)
+    return [*own, *named, *beside, *documents, *([data] if data else []), *images]
 
 
 def contract_for(models: Sequence[Opening], preset: str | None, fields: Mapping[str, Any]) -> Preprocessing:

@@ -31,15 +31,15 @@ def reserved(given: Mapping[str, Any], inputs: Sequence[str | Path] = ()) -> Ite
         InputError: A path cannot become a file, or two are the same.
     """
     wanted: dict[str, Path] = {kind: given[kind] for kind in KINDS if given.get(kind) is not None}
-    read = [path for path in map(Path, inputs) if path.is_file()]
+    read = [path for path in map(Path, inputs) if path.is_file()] if wanted else []
     seen: list[Path] = []
-    for path in wanted.values():
-        check_output(path, read)
+    for kind, path in wanted.items():
+        check_output(path, read, f"--{kind}")
         if path.resolve() in seen:
             raise InputError(f"{path} is to be two reports: give each a file of its own")
         seen.append(path.resolve())
     with ExitStack() as stack:
-        yield {kind: stack.enter_context(reserve(path)) for kind, path in wanted.items()}
+        yield {kind: stack.enter_context(reserve(path, f"--{kind}")) for kind, path in wanted.items()}
 
 
 def write_reports(

@@ -43,7 +43,7 @@ Examples:
 def command(document: TextIO | None, /, **given: Any) -> None:
     """Run the command; its help is above, where it can share sentences."""
     from exporter.bench import bench_images, bench_models
-    from exporter.proof_inputs import contract_for, prepare_all, subjects_of
+    from exporter.proof_inputs import contract_for, files_read, prepare_all, subjects_of
     from exporter.report_files import reserved, write_reports
     from runtimes.turns import Plan
 
@@ -55,7 +55,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     read, subjects = subjects_of(models, contract)
     listing = _listing(given)
     sizes = tuple(dict.fromkeys(given["sizes"]))
-    with reserved(given, [model.spec.file for model in models]) as places:
+    with reserved(given, files_read(models, given["data"], listing)) as places:
         images = bench_images(read, max(sizes), listing)
         with moving("bench", given["quiet"] or given["as_json"]) as progress:
             report = bench_models(subjects, sizes, images, plan, on_progress=progress)

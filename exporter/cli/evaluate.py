@@ -48,7 +48,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     from calibration.listing import find_images
     from exporter.cli.cluster import check_ray
     from exporter.evaluate import EvaluateOptions
-    from exporter.proof_inputs import contract_for, prepare_all
+    from exporter.proof_inputs import contract_for, files_read, prepare_all
     from exporter.report_files import reserved, write_reports
 
     check_ray(given, "workers", 0)
@@ -61,7 +61,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     listing = find_images(given["data"])
     names = next((model.labels for model in models if model.labels), ())
     total = min(options.images or len(listing), len(listing))
-    with reserved(given, [model.spec.file for model in models]) as places:
+    with reserved(given, files_read(models, given["data"], listing)) as places:
         with moving("evaluate", given["quiet"] or given["as_json"]) as progress:
             report = _evaluate(
                 given, models, listing, contract, options, path=str(given["data"]), class_names=names, on_bad=tell_bad,

@@ -46,7 +46,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     from calibration.listing import find_images
     from exporter.compare import CompareOptions, compare_models
     from exporter.layer_ranges import layer_rows
-    from exporter.proof_inputs import contract_for, prepare_all
+    from exporter.proof_inputs import contract_for, files_read, prepare_all
     from exporter.report_files import reserved, write_reports
 
     options = CompareOptions(
@@ -57,7 +57,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     contract = contract_for(models, given["preset"], fields_of(given))
     listing = find_images(given["data"])
     silent = given["quiet"] or given["as_json"]
-    with reserved(given, [model.spec.file for model in models]) as places:
+    with reserved(given, files_read(models, given["data"], listing)) as places:
         with moving("compare", silent) as progress:
             report = compare_models(
                 models, listing, contract, options, path=str(given["data"]), on_bad=tell_bad, on_progress=progress

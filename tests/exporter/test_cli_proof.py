@@ -14,9 +14,13 @@ from onnx import numpy_helper
 
 from exporter.cli import main
 from exporter.engine import build_engine
+from exporter.opening import Opening
+from exporter.proof_inputs import files_read
 from exporter.report.schema import validate
+from runtimes.registry import parse
 from runtimes.tensorrt.build import BuildOptions
 from tests.exporter.test_cli_engine import cli
+from tests.runtimes.models import FunctionRuntime
 
 __all__ = ["cli"]
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -182,6 +186,34 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     assert message in done.err
     assert [line for line in done.err.splitlines() if line.startswith("error: ")] == done.err.splitlines()
     assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.parametrize("option", ["--html", "--junit", "--markdown"])
+def test_no_report_replaces_a_file_that_was_read(option: str, files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_bytes(next(TEST.rglob("*.png")).read_bytes())
+    (tmp_path / "list.txt").write_text("a.png 3\n")
+    model = onnx.load(files["float"])
+    onnx.save(model, tmp_path / "big.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    weights = tmp_path / "copy.pth"
+    weights.write_bytes(CHECKPOINT.read_bytes())
+    module = f"eager:{weights}"
+    read = [tmp_path / name for name in ("a.png", "list.txt", "big.onnx", "weights.bin", "copy.pth")]
+    before = [path.read_bytes() for path in read]
+    for path in read:
+        specs = [tmp_path / "big.onnx", module]
+        for command in ("parity", "evaluate", "bench"):
+            done = cli(command, *specs, "--data", tmp_path / "list.txt", option, path)
+            assert done.code == 2, done.err
+            assert f"error: {option} {path} is the same file as the input" in done.err
+            assert done.err.rstrip().endswith(f"give another {option}")
+    assert [path.read_bytes() for path in read] == before
+
+
+def test_the_files_that_options_name_are_read_too(tmp_path: Path) -> None:
+    spec = parse(f"eager:resnet20@weights={tmp_path / 'w.pth'}")
+    model = Opening(spec, FunctionRuntime(lambda batch: batch), None, (), None, None, None)
+    assert tmp_path / "w.pth" in files_read([model], None, ())
 
 
 def _with_more_classes(path: Path) -> onnx.ModelProto:
