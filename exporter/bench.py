@@ -39,6 +39,7 @@ class BenchReport:
         """The fields as plain JSON values."""
         return {
             "schema": 1,
+            "command": "bench",
             "results": list(self.results),
             "failures": list(self.failures),
             "environment": self.environment,

@@ -92,6 +92,7 @@ class CompareReport:
         """The document of ``parity --json``."""
         return {
             "schema": SCHEMA,
+            "command": "parity",
             "reference": self.reference,
             "results": list(self.results),
             "passed": self.passed,

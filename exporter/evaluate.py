@@ -61,19 +61,21 @@ class EvaluateReport:
         failures: A row with ``error`` for each subject that failed on the way.
         data: Which images, and how they became tensors.
         environment: What it ran on.
-        passed: Whether no subject failed and no top-1 dropped further than allowed.
+        passed: False where a subject failed, gave NaN or Inf, or dropped further than allowed; else True where a
+            largest drop was asked for, and ``None`` where nothing was.
     """
 
     results: tuple[dict[str, Any], ...]
     failures: tuple[dict[str, Any], ...]
     data: dict[str, Any]
     environment: dict[str, Any]
-    passed: bool
+    passed: bool | None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {
             "schema": 1,
+            "command": "evaluate",
             "data": self.data,
             "results": list(self.results),
             "failures": list(self.failures),
@@ -225,8 +227,9 @@ def report_of(
             failures.append({**subject.to_json(), "error": each.error, "used": each.used})
         else:
             finding = _finding(each, found[0], max_drop)
-            rows.append({**subject.to_json(), **_row(each, files), "passed": finding is None, "finding": finding})
-    passed = not failures and all(row["passed"] for row in rows)
+            passed = _verdict(finding is None, max_drop)
+            rows.append({**subject.to_json(), **_row(each, files), "passed": passed, "finding": finding})
+    passed = _verdict(not failures and all(row["finding"] is None for row in rows), max_drop)
     return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed)
 
 
@@ -246,9 +249,18 @@ def _row(found: Evaluated, files: Sequence[ImageFile]) -> dict[str, Any]:
     return {**found.accuracy.to_json(), **changes, "seconds": found.seconds, "used": found.used}
 
 
+def _verdict(holds: bool, max_drop: float | None) -> bool | None:
+    """``None`` where nothing was asked for: an accuracy that was only measured is no accuracy that holds."""
+    return None if holds and max_drop is None else holds
+
+
 def _finding(found: Evaluated, first: Evaluated, max_drop: float | None) -> str | None:
     """Why a subject has not passed."""
-    if max_drop is None or found is first or found.accuracy is None:
+    assert found.accuracy is not None  # of a runtime that did not fail
+    broken = found.accuracy.not_finite
+    if broken:
+        return f"{broken} {'image has' if broken == 1 else 'images have'} NaN or Inf among the logits"
+    if max_drop is None or found is first:
         return None
     if first.accuracy is None:
         return "the first model failed: the drop of top-1 is not known"

@@ -77,7 +77,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         from exporter.cli.console import stdout_console
 
         _show(stdout_console(), report)
-    if not report.passed:
+    if report.passed is False:
         raise click.exceptions.Exit(1)
 
 

@@ -77,12 +77,12 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     elif not given["quiet"]:
         from exporter.cli.console import stdout_console
 
-        _show(stdout_console(), report, told.get("drift") or ())
+        _show(stdout_console(), report, told.get("drift") or (), told["passed"])
     if not told["passed"]:
         raise click.exceptions.Exit(1)
 
 
-def _show(console: Console, report: CompareReport, drift: Any) -> None:
+def _show(console: Console, report: CompareReport, drift: Any, passed: bool) -> None:
     from rich.text import Text
 
     from exporter.cli.console import print_notes
@@ -98,13 +98,14 @@ def _show(console: Console, report: CompareReport, drift: Any) -> None:
             line = Text.assemble(("  ✗ ", "red"), (f"{row['label']}: ", "bold"), f"{row['finding']}{where}")
             console.print(line, soft_wrap=True)
     for found in drift:
-        place = f"begins at {found['first']}" if found["first"] else "stays within its bounds"
+        within = "stays within its bounds" if found["layers"] else found["probed"]
+        place = f"begins at {found['first']}" if found["first"] else within
         console.print(Text.assemble(("  drift  ", "yellow"), f"{found['label']}: {place}"), soft_wrap=True)
     if report.notes:
         print_notes(console, report.notes)
     rows = (*report.results, *drift)
     failed = sum(not row["passed"] for row in rows)
-    verdict = ("✓ all agree", "green") if report.passed else (f"✗ {failed} of {len(rows)} do not agree", "red")
+    verdict = ("✓ all agree", "green") if passed else (f"✗ {failed} of {len(rows)} do not agree", "red")
     console.print(Text.assemble(verdict))
 
 

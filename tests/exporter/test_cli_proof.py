@@ -85,6 +85,23 @@ def test_a_wrong_weight_fails_and_drift_names_the_layer(files: dict[str, Path], 
     assert "begins at layer2.0.conv1" in shown
 
 
+def test_drift_alone_fails_on_the_console_too_and_what_was_not_looked_at_is_not_within_bounds(
+    files: dict[str, Path], cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = {"label": "openvino", "runtime": "openvino", "file": "x.onnx"}
+    found = [
+        {**head, "layers": [{"layer": "conv1"}], "first": "conv1", "probed": "", "passed": False},
+        {**head, "layers": [], "first": None, "probed": "not looked at: its ONNX file is not known", "passed": True},
+    ]
+    monkeypatch.setattr("exporter.drift_rows.drift_rows", lambda *_, **__: found)
+    words = ("--data", TEST, "--images", "8", "--drift")
+    done = cli("parity", files["float"], f"openvino:{files['float']}", *words)
+    assert done.code == 1
+    assert "✗ 1 of 3 do not agree" in done.out
+    assert "not looked at: its ONNX file is not known" in done.out
+    assert "within its bounds" not in done.out
+
+
 def test_a_file_of_another_target_is_told_from_a_wrong_one(files: dict[str, Path], cli: Any) -> None:
     done = cli("parity", files["float"], files["trt"], "--data", TEST, "--images", "64", "--json")
     assert done.code == 0, done.document
@@ -104,6 +121,7 @@ def test_accuracy_is_measured_against_the_first(files: dict[str, Path], tmp_path
     done = cli("evaluate", EAGER, files["float"], files["ort"], "--data", TEST, "--html", tmp_path / "r.html", "--json")
     assert done.code == 0, done.err
     validate("evaluate", done.document)
+    assert done.document["passed"] is None  # no drop was asked for
     eager, same, int8 = done.document["results"]
     assert eager["top1"] == same["top1"] > 0.9
     assert eager["mcnemar_p"] is None
@@ -214,6 +232,18 @@ def test_the_files_that_options_name_are_read_too(tmp_path: Path) -> None:
     spec = parse(f"eager:resnet20@weights={tmp_path / 'w.pth'}")
     model = Opening(spec, FunctionRuntime(lambda batch: batch), None, (), None, None, None)
     assert tmp_path / "w.pth" in files_read([model], None, ())
+
+
+def test_a_document_in_which_every_model_failed_becomes_a_report(tmp_path: Path, cli: Any) -> None:
+    for command in ("evaluate", "bench"):
+        failure = {"runtime": "openvino", "file": "x.onnx", "label": "openvino:x.onnx", "error": "out of memory"}
+        document = {"schema": 1, "command": command, "results": [], "failures": [failure], "environment": {}}
+        document |= {"passed": False} if command == "evaluate" else {}
+        (tmp_path / command).write_text(json.dumps(document))
+        done = cli("report", tmp_path / command, "--html", tmp_path / "r.html", "--json")
+        assert (done.code, done.document["status"]) == (1, "failed"), done.err
+        assert done.document["documents"] == [command]
+        assert "out of memory" in (tmp_path / "r.html").read_text()
 
 
 def _with_more_classes(path: Path) -> onnx.ModelProto:

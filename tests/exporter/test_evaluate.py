@@ -65,13 +65,14 @@ def test_the_report_counts_every_image_and_names_the_changed_ones(tmp_path):
     assert [each["file"] for each in second["changes"]] == [str(file.path) for file in listing[15:]]
     assert second["confusion"] == [{"from": 5, "to": 0, "count": 3}]
     assert second["per_class"][5] == {"class": 5, "n": 3, "top1": 0.0}
-    assert report.passed
+    assert report.passed is None  # nothing was asked for
+    assert [row["passed"] for row in report.results] == [None, None]
 
 
 def test_the_report_is_json_as_agreed(tmp_path):
     document = evaluated(folders(tmp_path), subject("a"), subject("b", shifted)).to_json()
     assert json.loads(json.dumps(document)) == document
-    assert set(document) == {"schema", "data", "results", "failures", "passed", "environment"}
+    assert set(document) == {"schema", "command", "data", "results", "failures", "passed", "environment"}
     assert {
         "runtime", "file", "label", "n", "top1", "top1_ci95", "top5", "top5_ci95", "per_class", "mcnemar_p",
         "only_reference_right", "only_this_right", "changed", "changes", "confusion", "seconds", "used",
@@ -143,11 +144,29 @@ def test_only_images_that_were_used_are_reported_where_all_subjects_fail(tmp_pat
     assert (report.data["images"], report.results, report.passed) == (2, (), False)
 
 
-@pytest.mark.parametrize(("allowed", "passed"), [(3 / 18, True), (0.16, False), (0.0, False), (None, True)])
+@pytest.mark.parametrize(("allowed", "passed"), [(3 / 18, True), (0.16, False), (0.0, False)])
 def test_a_drop_beyond_the_allowed_one_does_not_pass(tmp_path, allowed, passed):
     report = evaluated(folders(tmp_path), subject("a"), subject("b", shifted), max_drop=allowed)
     assert report.passed is passed
     assert [row["finding"] is None for row in report.results] == [True, passed]
+
+
+@pytest.mark.parametrize("allowed", [None, 1.0])
+def test_nan_among_the_logits_does_not_pass_not_even_in_the_first_model(tmp_path, allowed):
+    def nowhere(batch):
+        return np.full_like(brightness(batch), np.nan)
+
+    def once(batch):
+        logits = brightness(batch)
+        logits[logits.argmax(axis=1) == 5, 0] = np.inf
+        return logits
+
+    report = evaluated(folders(tmp_path), subject("a", nowhere), subject("b", once), subject("c"), max_drop=allowed)
+    assert [row["finding"] for row in report.results] == [
+        "18 images have NaN or Inf among the logits", "3 images have NaN or Inf among the logits", None,
+    ]  # fmt: skip
+    assert [row["passed"] for row in report.results] == [False, False, None if allowed is None else True]
+    assert report.passed is False
 
 
 def test_an_improvement_is_no_drop(tmp_path):
