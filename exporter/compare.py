@@ -18,7 +18,7 @@ from calibration.prefetch import prefetched
 from calibration.preprocess import Preprocessing
 from exporter.feeding import fed, reading
 from exporter.opening import Opening
-from exporter.proof_inputs import fits
+from exporter.proof_inputs import agreed_labels, fits
 from runtimes.base import Array
 from runtimes.comparison import Pair, Ran, compare_over
 from runtimes.errors import InputError
@@ -133,6 +133,7 @@ def compare_models(
     if len(models) < 2:
         raise InputError(f"received {len(models)} model, expected two at least: the first is what the others should be")
     _check_outputs(models)
+    agreed_labels(models)
     files = sample(listing, options.images or None, options.seed)
     used: list[ImageFile] = []
     with ExitStack() as stack:

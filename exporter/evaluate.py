@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,6 +61,7 @@ class EvaluateReport:
         failures: A row with ``error`` for each subject that failed on the way.
         data: Which images, and how they became tensors.
         environment: What it ran on.
+        notes: What the user should know, one sentence each.
         passed: False where a subject failed, gave NaN or Inf, or dropped further than allowed; else True where a
             largest drop was asked for, and ``None`` where nothing was.
     """
@@ -70,6 +71,7 @@ class EvaluateReport:
     data: dict[str, Any]
     environment: dict[str, Any]
     passed: bool | None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -80,6 +82,7 @@ class EvaluateReport:
             "results": list(self.results),
             "failures": list(self.failures),
             "passed": self.passed,
+            "notes": list(self.notes),
             "environment": self.environment,
         }
 
@@ -114,8 +117,8 @@ def evaluate_models(
         ResnetExportError: A model cannot be opened.
     """
     options = options or EvaluateOptions()
-    labelled, classes = with_labels(listing, class_names)
-    files = sample(labelled, options.images or None, options.seed)
+    labelled = with_labels(listing, class_names)
+    files = sample(labelled.files, options.images or None, options.seed)
     used: list[int] = []
     batch = 1 if contract.any_size else options.batch
     read = batches(files, contract, batch, max_bad=options.max_bad, on_bad=on_bad, workers=options.workers)
@@ -128,13 +131,13 @@ def evaluate_models(
         found = evaluate(
             runtimes,
             _noted(ahead, used),
-            classes=classes,
+            classes=labelled.classes,
             keep=options.keep,
             on_progress=on_progress,
         )
     chosen = [files[index] for index in used]
     data = data_facts(path, chosen, content_hashes(chosen), contract)
-    return report_of(subjects, found, files, data, options.max_drop)
+    return report_of(subjects, found, files, data, options.max_drop, labelled.notes)
 
 
 def data_facts(
@@ -156,32 +159,51 @@ def data_facts(
     }
 
 
-def with_labels(listing: Sequence[ImageFile], class_names: Sequence[str] = ()) -> tuple[list[ImageFile], int | None]:
-    """The images with the models' own class numbers, and how many classes the numbers tell apart.
+class Labelled(NamedTuple):
+    """Images with the models' own class numbers.
+
+    Attributes:
+        files: All of them.
+        classes: How many the numbers tell apart: that of the models' names, where every folder is one of them, which
+            makes a part of the folders enough; else that of the folders, whose alphabetical places are the labels;
+            ``None`` for labels from a list, which say nothing about it.
+        notes: What was assumed.
+    """
+
+    files: list[ImageFile]
+    classes: int | None
+    notes: tuple[str, ...] = ()
+
+
+def with_labels(listing: Sequence[ImageFile], class_names: Sequence[str] = ()) -> Labelled:
+    """The images with the models' own class numbers.
 
     Args:
         listing: All images of the set.
         class_names: The models' classes in order, or none.
 
-    Returns:
-        The images. The number of classes is that of ``class_names`` where every folder is one of them, which makes
-        a part of the folders enough; else the number of folders, whose alphabetical places are the labels; and None
-        for labels from a list, which say nothing about it.
-
     Raises:
-        DataError: An image has no label.
+        DataError: An image has no label, or some folders are named as classes and others are not.
     """
     missing = next((file for file in listing if file.label is None), None)
     if missing is not None:
         raise DataError(f"{missing.path} has no label: give a folder of class folders, or a list with a label a line")
     folders = {file.class_name for file in listing if file.class_name is not None}
     if not folders:
-        return list(listing), None
+        return Labelled(list(listing), None)
     # A name that stands for two classes (ImageNet has some) tells nothing.
     places = {name: place for place, name in enumerate(class_names) if class_names.count(name) == 1}
-    if not folders <= set(places):
-        return list(listing), len(folders)
-    return [replace(file, label=places[file.class_name or ""]) for file in listing], len(class_names)
+    strange = sorted(folders - places.keys())
+    if not strange:
+        return Labelled([replace(file, label=places[file.class_name or ""]) for file in listing], len(class_names))
+    if len(strange) < len(folders):
+        named = ", ".join(strange[:5]) + (", …" if len(strange) > 5 else "")
+        raise DataError(
+            f"{len(strange)} of {len(folders)} folders are no class of the models ({named}), or stand for two: name "
+            "all as the classes are, or give a list with a number for each image"
+        )
+    why = "no folder is named as one of the models' classes" if class_names else "the models do not name their classes"
+    return Labelled(list(listing), len(folders), (f"{why}: the folders' places in the alphabet are the labels",))
 
 
 def _numbered(read: Iterator[tuple[Any, list[ImageFile]]], files: Sequence[ImageFile]) -> Iterator[Batch]:
@@ -211,6 +233,7 @@ def report_of(
     files: Sequence[ImageFile],
     data: dict[str, Any],
     max_drop: float | None,
+    notes: tuple[str, ...] = (),
 ) -> EvaluateReport:
     """The report of what came of all subjects.
 
@@ -220,6 +243,7 @@ def report_of(
         files: The list that the places of changes are of.
         data: From :func:`data_facts`.
         max_drop: Largest drop of top-1 against the first subject; ``None``: any.
+        notes: What the user should know.
     """
     rows, failures = [], []
     for subject, each in zip(subjects, found, strict=True):
@@ -230,7 +254,7 @@ def report_of(
             passed = _verdict(finding is None, max_drop)
             rows.append({**subject.to_json(), **_row(each, files), "passed": passed, "finding": finding})
     passed = _verdict(not failures and all(row["finding"] is None for row in rows), max_drop)
-    return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed)
+    return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed, notes)
 
 
 def _row(found: Evaluated, files: Sequence[ImageFile]) -> dict[str, Any]:

@@ -115,6 +115,28 @@ def agreed_contract(models: Sequence[Opening]) -> Preprocessing | None:
     return told[0][1] if told else None
 
 
+def agreed_labels(models: Sequence[Opening]) -> tuple[str, ...]:
+    """The names of the classes, in order; none where no model says them.
+
+    Args:
+        models: Of which some may not say their names.
+
+    Raises:
+        InputError: Two of them say different ones: answer 3 of one would not be answer 3 of the other.
+    """
+    told = [(model.label, model.labels) for model in models if model.labels]
+    for label, names in told[1:]:
+        first_label, first = told[0]
+        if names == first:
+            continue
+        place = next((index for index, pair in enumerate(zip(first, names, strict=False)) if len(set(pair)) > 1), None)
+        what = f"{len(first)} and {len(names)}" if place is None else f"{place}: {first[place]!r} and {names[place]!r}"
+        raise InputError(
+            f"{first_label} and {label} have different classes ({what}): compare models of the same classes"
+        )
+    return told[0][1] if told else ()
+
+
 def fits(model: Opening, contract: Preprocessing) -> None:
     """Refuse a contract that makes other images than an open model takes, before images are read.
 

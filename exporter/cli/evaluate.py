@@ -48,7 +48,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     from calibration.listing import find_images
     from exporter.cli.cluster import check_ray
     from exporter.evaluate import EvaluateOptions
-    from exporter.proof_inputs import contract_for, files_read, prepare_all
+    from exporter.proof_inputs import agreed_labels, contract_for, files_read, prepare_all
     from exporter.report_files import reserved, write_reports
 
     check_ray(given, "workers", 0)
@@ -59,7 +59,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     models = prepare_all(given["models"])
     contract = contract_for(models, given["preset"], fields_of(given))
     listing = find_images(given["data"])
-    names = next((model.labels for model in models if model.labels), ())
+    names = agreed_labels(models)
     total = min(options.images or len(listing), len(listing))
     with reserved(given, files_read(models, given["data"], listing)) as places:
         with moving("evaluate", given["quiet"] or given["as_json"]) as progress:
@@ -115,6 +115,8 @@ def _evaluate(
 def _show(console: Console, report: EvaluateReport) -> None:
     from rich.text import Text
 
+    from exporter.cli.console import print_notes
+
     told = f"{report.data['images']} images of {report.data['path']}"
     console.print(Text.assemble(("data  ", "bold"), told), soft_wrap=True)
     console.print()
@@ -124,6 +126,8 @@ def _show(console: Console, report: EvaluateReport) -> None:
     for row in report.results:
         if row["finding"]:
             console.print(Text.assemble(("  ✗ ", "red"), (f"{row['label']}: ", "bold"), row["finding"]), soft_wrap=True)
+    if report.notes:
+        print_notes(console, report.notes)
 
 
 def _table(report: EvaluateReport) -> Table:

@@ -57,6 +57,7 @@ def evaluate(settings: Settings, who: Sequence[Subject]) -> Made:
     """Accuracy of the model and of every file."""
     from calibration.listing import find_images
     from exporter.evaluate import EvaluateOptions, evaluate_models
+    from exporter.proof_inputs import agreed_labels
 
     models, contract, notes = _opened(settings, who)
     wanted, data, images = settings["evaluate"], settings["data"], _images(settings)
@@ -64,7 +65,7 @@ def evaluate(settings: Settings, who: Sequence[Subject]) -> Made:
         images=wanted["images"], seed=data["seed"], batch=wanted["batch"], workers=data["workers"] or 0,
         max_bad=data["max_bad"],
     )  # fmt: skip
-    names = next((model.labels for model in models if model.labels), ())
+    names = agreed_labels(models)
     report = evaluate_models(
         [model.subject() for model in models], find_images(images), contract, options, path=str(images),
         class_names=names, on_bad=notes.bad,
@@ -72,7 +73,8 @@ def evaluate(settings: Settings, who: Sequence[Subject]) -> Made:
     write_json(Layout(settings.folder).document("evaluate"), report.to_json())
     tops = [row["top1"] for row in report.results]
     first = f"top-1 {100 * tops[0]:.2f} %" if tops else "nothing could be run"
-    return Made(first + (f", lowest {100 * min(tops):.2f} %" if tops else ""), tuple(notes.lines))
+    told = first + (f", lowest {100 * min(tops):.2f} %" if tops else "")
+    return Made(told, (*notes.lines, *report.notes))
 
 
 def bench(settings: Settings, who: Sequence[Subject]) -> Made:

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from exporter.cli import main
 from exporter.engine import build_engine
+from exporter.graph.metadata import PREFIX
 from exporter.opening import Opening
 from exporter.proof_inputs import files_read
 from exporter.report.schema import validate
@@ -244,6 +245,20 @@ def test_a_document_in_which_every_model_failed_becomes_a_report(tmp_path: Path,
         assert (done.code, done.document["status"]) == (1, "failed"), done.err
         assert done.document["documents"] == [command]
         assert "out of memory" in (tmp_path / "r.html").read_text()
+
+
+def test_models_that_name_their_classes_in_another_order_are_not_compared(
+    files: dict[str, Path], tmp_path: Path, cli: Any
+) -> None:
+    for name, labels in (("ab", "abcdefghij"), ("ba", "bacdefghij")):
+        model = onnx.load(files["float"])
+        (told,) = (entry for entry in model.metadata_props if entry.key == f"{PREFIX}classes")
+        told.value = json.dumps({"count": 10, "labels": list(labels)})
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    for command in ("parity", "evaluate"):
+        done = cli(command, tmp_path / "ab.onnx", tmp_path / "ba.onnx", "--data", TEST)
+        assert done.code == 2, done.err
+        assert "have different classes (0: 'a' and 'b')" in done.err
 
 
 def _with_more_classes(path: Path) -> onnx.ModelProto:

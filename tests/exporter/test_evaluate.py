@@ -72,7 +72,7 @@ def test_the_report_counts_every_image_and_names_the_changed_ones(tmp_path):
 def test_the_report_is_json_as_agreed(tmp_path):
     document = evaluated(folders(tmp_path), subject("a"), subject("b", shifted)).to_json()
     assert json.loads(json.dumps(document)) == document
-    assert set(document) == {"schema", "command", "data", "results", "failures", "passed", "environment"}
+    assert set(document) == {"schema", "command", "data", "results", "failures", "passed", "notes", "environment"}
     assert {
         "runtime", "file", "label", "n", "top1", "top1_ci95", "top5", "top5_ci95", "per_class", "mcnemar_p",
         "only_reference_right", "only_this_right", "changed", "changes", "confusion", "seconds", "used",
@@ -187,11 +187,21 @@ def test_a_part_of_the_folders_without_names_is_refused(tmp_path):
         evaluated(folders(tmp_path, ["ant", "bee", "cat"]), subject("a"))
 
 
-@pytest.mark.parametrize("names", [("ant", "bee"), ("ant", "bee", "bee", "cat"), ()])
-def test_names_that_do_not_tell_every_folder_leave_it_to_the_alphabet(tmp_path, names):
-    labelled, classes = with_labels(folders(tmp_path, ["ant", "bee", "cat"]), names)
-    assert [file.label for file in labelled] == [0] * EACH + [1] * EACH + [2] * EACH
-    assert classes == 3
+@pytest.mark.parametrize(("names", "strange"), [(("ant", "bee"), "cat"), (("cat", "bee", "bee", "ant"), "bee")])
+def test_names_that_tell_some_of_the_folders_are_refused_with_the_others(tmp_path, names, strange):
+    with pytest.raises(DataError, match=rf"1 of 3 folders are no class of the models \({strange}\)"):
+        evaluated(folders(tmp_path, ["ant", "bee", "cat"]), subject("a"), class_names=names)
+
+
+@pytest.mark.parametrize("names", [("zero", "one", "two"), ()])
+def test_names_that_tell_no_folder_leave_it_to_the_alphabet_which_is_noted(tmp_path, names):
+    found = with_labels(folders(tmp_path, ["ant", "bee", "cat"]), names)
+    assert [file.label for file in found.files] == [0] * EACH + [1] * EACH + [2] * EACH
+    assert found.classes == 3
+    assert "the folders' places in the alphabet are the labels" in found.notes[0]
+    assert evaluated(folders(tmp_path / "all"), subject("a")).notes == (
+        "the models do not name their classes: the folders' places in the alphabet are the labels",
+    )
 
 
 def test_images_without_labels_are_refused_by_name(tmp_path):
