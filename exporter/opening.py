@@ -24,6 +24,8 @@ from runtimes.registry import RuntimeSpec, open_runtime, parse
 from runtimes.tensorrt.sidecar import precision_of, read_sidecar
 
 if TYPE_CHECKING:
+    import onnx
+
     from exporter.models.source import LoadedModel
 
 _CHUNK: Final = 1 << 20
@@ -49,6 +51,7 @@ class Opening:
         notes: Assumptions that the user should see, one sentence each.
         takes: What its input is instead, where a part of ``preprocessing`` is in the graph.
         output: What comes out.
+        shape: Of its input, as the ONNX file declares it, ``None`` where a side is free; empty where no file does.
     """
 
     spec: RuntimeSpec
@@ -63,6 +66,7 @@ class Opening:
     notes: tuple[str, ...] = ()
     takes: Preprocessing | None = None
     output: Output = "logits"
+    shape: tuple[int | None, ...] = ()
 
     @property
     def label(self) -> str:
@@ -177,6 +181,7 @@ def _of_onnx(spec: RuntimeSpec) -> Opening:
         precision=computed(read.precision, spec.options),
         onnx=spec.path,
         target=_target(read.metadata),
+        shape=read.shape,
     )
 
 
@@ -200,6 +205,7 @@ def _of_engine(spec: RuntimeSpec) -> Opening:
         precision=precision_of(document) or (read.precision if read else None),
         onnx=source,
         target=_target(known),
+        shape=read.shape if read else (),
     )
 
 
@@ -251,6 +257,7 @@ class _Read(NamedTuple):
     metadata: Mapping[str, Any]
     sha256: str
     precision: Precision
+    shape: tuple[int | None, ...]
 
 
 def _read(path: Path) -> _Read:
@@ -260,9 +267,17 @@ def _read(path: Path) -> _Read:
 
     model, digest = read_model(path, "make one with resnet-export onnx")
     try:
-        return _Read(read_metadata(model), digest, carried(model))
+        return _Read(read_metadata(model), digest, carried(model), _declared(model))
     except json.JSONDecodeError as error:
         raise GraphError(f"{path} has damaged metadata ({error}): export the model again") from error
+
+
+def _declared(model: onnx.ModelProto) -> tuple[int | None, ...]:
+    """The shape of the one input that is no weight."""
+    stored = {item.name for item in model.graph.initializer}
+    inputs = [item for item in model.graph.input if item.name not in stored]
+    sides = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else ()
+    return tuple(side.dim_value if side.dim_value > 0 else None for side in sides)
 
 
 def _target(metadata: Mapping[str, Any]) -> str | None:

@@ -64,11 +64,12 @@ def contract_for(models: Sequence[Opening], preset: str | None, fields: Mapping[
 
     Raises:
         InputError: The models say different ones or none, or the fields contradict each other.
+        TensorError: A file declares images of another size.
     """
     if preset is not None:
         told = next((model.preprocessing for model in models if model.preprocessing is not None), None)
-        channels, size = (told.channels, told.size) if told else (3, None)
-        contract = contracts.preset(preset, channels, *(size or (None, None)))
+        channels, *size = (told.channels, *(told.size or ())) if told else _declared(models)
+        contract = contracts.preset(preset, channels or 3, *(size if size and None not in size else (None, None)))
     else:
         agreed = agreed_contract(models)
         if agreed is None:
@@ -82,7 +83,22 @@ def contract_for(models: Sequence[Opening], preset: str | None, fields: Mapping[
             raise InputError(
                 f"{model.label} has another preprocessing in its graph than was asked for: leave the options out"
             )
+        _fits(model, model.shape, chosen)
     return chosen
+
+
+def noise_preset(models: Sequence[Opening]) -> str | None:
+    """A preset that makes noise of the size that models without any preprocessing declare; ``None`` where one has some.
+
+    Which one does not matter: noise is not preprocessed.
+    """
+    silent = all(model.preprocessing is None for model in models)
+    return next(iter(PRESETS)) if silent and None not in _declared(models) else None
+
+
+def _declared(models: Sequence[Opening]) -> tuple[int | None, ...]:
+    """Channels, height and width that the first file with four axes declares; ``None`` for what is free."""
+    return next((model.shape[1:] for model in models if len(model.shape) == 4), (None, None, None))
 
 
 def subjects_of(models: Sequence[Opening], contract: Preprocessing) -> tuple[Preprocessing, list[Subject]]:
@@ -147,7 +163,10 @@ def fits(model: Opening, contract: Preprocessing) -> None:
     Raises:
         TensorError: They differ in channels or size.
     """
-    shape = model.runtime.inputs[0].shape
+    _fits(model, model.runtime.inputs[0].shape, contract)
+
+
+def _fits(model: Opening, shape: tuple[int | None, ...], contract: Preprocessing) -> None:
     made = (contract.channels, *(contract.size or (None, None)))
     if model.takes is not None and len(shape) == 4:
         shape = (shape[0], shape[3], *shape[1:3])  # [N,H,W,C] -> [N,C,H,W]

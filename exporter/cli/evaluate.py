@@ -8,7 +8,7 @@ import click
 
 from exporter.cli.cluster import ray_options
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell_bad
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, telling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,8 +64,8 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     with reserved(given, files_read(models, given["data"], listing)) as places:
         with moving("evaluate", given["quiet"] or given["as_json"]) as progress:
             report = _evaluate(
-                given, models, listing, contract, options, path=str(given["data"]), class_names=names, on_bad=tell_bad,
-                on_progress=lambda done: progress(done, total),
+                given, models, listing, contract, options, path=str(given["data"]), class_names=names,
+                on_bad=telling(given["quiet"]), on_progress=lambda done: progress(done, total),
             )  # fmt: skip
         told = report.to_json()
         write_reports(places, documents={"evaluate": told})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell_bad
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, telling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,8 +60,9 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     with reserved(given, files_read(models, given["data"], listing)) as places:
         with moving("compare", silent) as progress:
             report = compare_models(
-                models, listing, contract, options, path=str(given["data"]), on_bad=tell_bad, on_progress=progress
-            )
+                models, listing, contract, options, path=str(given["data"]), on_bad=telling(given["quiet"]),
+                on_progress=progress,
+            )  # fmt: skip
         told = report.to_json()
         if given["drift"]:
             from exporter.drift_rows import drift_rows

@@ -16,7 +16,7 @@ from exporter.cli import main
 from exporter.engine import build_engine
 from exporter.graph.metadata import PREFIX
 from exporter.opening import Opening
-from exporter.proof_inputs import files_read
+from exporter.proof_inputs import contract_for, files_read
 from exporter.report.schema import validate
 from runtimes.registry import parse
 from runtimes.tensorrt.build import BuildOptions
@@ -259,6 +259,66 @@ def test_models_that_name_their_classes_in_another_order_are_not_compared(
         done = cli(command, tmp_path / "ab.onnx", tmp_path / "ba.onnx", "--data", TEST)
         assert done.code == 2, done.err
         assert "have different classes (0: 'a' and 'b')" in done.err
+
+
+def _without_metadata(path: Path, to: Path) -> Path:
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, to)
+    return to
+
+
+def test_a_preset_is_fitted_to_what_a_foreign_file_declares(files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    foreign = _without_metadata(files["float"], tmp_path / "foreign.onnx")
+    done = cli("evaluate", foreign, "--data", TEST, "--images", "20", "--preset", "imagenet", "--json")
+    assert done.code == 0, done.err
+    contract = done.document["data"]["preprocessing"]
+    declared = [side.dim_value for side in onnx.load(foreign).graph.input[0].type.tensor_type.shape.dim]
+    assert [len(contract["mean"]), *contract["size"]] == declared[1:]
+
+
+def test_a_preset_for_a_grey_model_makes_grey_images() -> None:
+    shape = (None, 1, 28, 30)
+    model = Opening(
+        parse("eager:resnet20"), FunctionRuntime(lambda batch: batch), None, (), None, None, None, shape=shape
+    )
+    contract = contract_for([model], "cifar", {})
+    assert (contract.color, contract.size, len(contract.mean)) == ("L", (28, 30), 1)
+
+
+def test_a_foreign_file_is_timed_on_noise_and_not_on_images(files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    foreign = _without_metadata(files["float"], tmp_path / "foreign.onnx")
+    words = ("--rounds", "2", "--turn-ms", "1", "--no-cold")
+    assert cli("bench", foreign, *words, "--json").document["failures"] == []
+    refused = cli("bench", foreign, *words, "--data", TEST)
+    assert refused.code == 2
+    assert "give --preset" in refused.err
+
+
+def test_images_of_another_size_are_refused_before_anything_is_timed(
+    files: dict[str, Path], tmp_path: Path, cli: Any
+) -> None:
+    model = onnx.load(files["float"])
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 999
+    onnx.save(model, tmp_path / "tall.onnx")
+    for command, data in (("bench", ()), ("evaluate", ("--data", TEST))):
+        done = cli(command, tmp_path / "tall.onnx", *data)
+        assert (done.code, done.out) == (2, ""), done.err
+        assert "tall.onnx takes images of 3x999x32, and the preprocessing makes 3x32x32" in done.err
+
+
+def test_quiet_says_nothing_of_skipped_images(files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    pictures = sorted(TEST.rglob("*.png"))[:3]
+    for picture in pictures:
+        (tmp_path / "d" / picture.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / picture.parent.name / picture.name).write_bytes(picture.read_bytes())
+    (tmp_path / "d" / pictures[0].parent.name / "bad.png").write_bytes(b"broken")
+    words = ("parity", files["float"], f"openvino:{files['float']}", "--data", tmp_path / "d", "--max-bad", "0.5")
+    assert "skipped" in cli(*words).err
+    done = cli(*words, "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    bench = ("bench", files["float"], "--data", tmp_path / "d", "--rounds", "2", "--turn-ms", "1", "--no-cold")
+    assert "bad.png" in cli(*bench, "--batch", "4", "--max-bad", "0").err
 
 
 def _with_more_classes(path: Path) -> onnx.ModelProto:
