@@ -19,6 +19,7 @@ from calibration.preprocess import Preprocessing
 from exporter.feeding import fed, reading
 from exporter.opening import Opening
 from exporter.proof_inputs import agreed_labels, fits
+from exporter.subjects import declared_classes
 from runtimes.base import Array
 from runtimes.comparison import Pair, Ran, compare_over
 from runtimes.errors import InputError
@@ -141,6 +142,7 @@ def compare_models(
         runs = [Ran(stack.enter_context(fed(m.runtime, feed))) for m, feed in zip(models, images.feeds, strict=True)]
         for model in models:
             fits(model, contract)
+        declared_classes((model.label, model.runtime) for model in models)
         pairs = [Pair(index, 0) for index in range(1, len(models))]
         simulations = _simulations(models, options.simulated)
         for index, sim in simulations.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from calibration.images import BadFile, batches
 from calibration.listing import ImageFile, sample
 from calibration.prefetch import prefetched
 from calibration.preprocess import Preprocessing
-from exporter.subjects import Subject
-from runtimes.errors import DataError, InputError
+from exporter.labelled import Labelled, check_labels, with_labels
+from exporter.subjects import Subject, declared_classes
+from runtimes.errors import InputError
 from runtimes.evaluation import Batch, Evaluated, evaluate
 from runtimes.machine import description
 
@@ -127,6 +128,8 @@ def evaluate_models(
         for runtime in runtimes:
             if not runtime.is_open:
                 stack.enter_context(runtime)
+        known = declared_classes((each.label, runtime) for each, runtime in zip(subjects, runtimes, strict=True))
+        check_labels(files, known)
         ahead = stack.enter_context(closing(prefetched(_numbered(read, files))))
         found = evaluate(
             runtimes,
@@ -137,7 +140,7 @@ def evaluate_models(
         )
     chosen = [files[index] for index in used]
     data = data_facts(path, chosen, content_hashes(chosen), contract)
-    return report_of(subjects, found, files, data, options.max_drop, labelled.notes)
+    return report_of(subjects, found, files, data, options.max_drop, labelled)
 
 
 def data_facts(
@@ -157,53 +160,6 @@ def data_facts(
         "sha256": list_sha256(used, hashes),
         "preprocessing": contract.to_json(),
     }
-
-
-class Labelled(NamedTuple):
-    """Images with the models' own class numbers.
-
-    Attributes:
-        files: All of them.
-        classes: How many the numbers tell apart: that of the models' names, where every folder is one of them, which
-            makes a part of the folders enough; else that of the folders, whose alphabetical places are the labels;
-            ``None`` for labels from a list, which say nothing about it.
-        notes: What was assumed.
-    """
-
-    files: list[ImageFile]
-    classes: int | None
-    notes: tuple[str, ...] = ()
-
-
-def with_labels(listing: Sequence[ImageFile], class_names: Sequence[str] = ()) -> Labelled:
-    """The images with the models' own class numbers.
-
-    Args:
-        listing: All images of the set.
-        class_names: The models' classes in order, or none.
-
-    Raises:
-        DataError: An image has no label, or some folders are named as classes and others are not.
-    """
-    missing = next((file for file in listing if file.label is None), None)
-    if missing is not None:
-        raise DataError(f"{missing.path} has no label: give a folder of class folders, or a list with a label a line")
-    folders = {file.class_name for file in listing if file.class_name is not None}
-    if not folders:
-        return Labelled(list(listing), None)
-    # A name that stands for two classes (ImageNet has some) tells nothing.
-    places = {name: place for place, name in enumerate(class_names) if class_names.count(name) == 1}
-    strange = sorted(folders - places.keys())
-    if not strange:
-        return Labelled([replace(file, label=places[file.class_name or ""]) for file in listing], len(class_names))
-    if len(strange) < len(folders):
-        named = ", ".join(strange[:5]) + (", …" if len(strange) > 5 else "")
-        raise DataError(
-            f"{len(strange)} of {len(folders)} folders are no class of the models ({named}), or stand for two: name "
-            "all as the classes are, or give a list with a number for each image"
-        )
-    why = "no folder is named as one of the models' classes" if class_names else "the models do not name their classes"
-    return Labelled(list(listing), len(folders), (f"{why}: the folders' places in the alphabet are the labels",))
 
 
 def _numbered(read: Iterator[tuple[Any, list[ImageFile]]], files: Sequence[ImageFile]) -> Iterator[Batch]:
@@ -233,7 +189,7 @@ def report_of(
     files: Sequence[ImageFile],
     data: dict[str, Any],
     max_drop: float | None,
-    notes: tuple[str, ...] = (),
+    labelled: Labelled,
 ) -> EvaluateReport:
     """The report of what came of all subjects.
 
@@ -243,7 +199,7 @@ def report_of(
         files: The list that the places of changes are of.
         data: From :func:`data_facts`.
         max_drop: Largest drop of top-1 against the first subject; ``None``: any.
-        notes: What the user should know.
+        labelled: From :func:`with_labels`: the names of the classes, and what was assumed.
     """
     rows, failures = [], []
     for subject, each in zip(subjects, found, strict=True):
@@ -252,12 +208,14 @@ def report_of(
         else:
             finding = _finding(each, found[0], max_drop)
             passed = _verdict(finding is None, max_drop)
-            rows.append({**subject.to_json(), **_row(each, files), "passed": passed, "finding": finding})
+            rows.append(
+                {**subject.to_json(), **_row(each, files, labelled.names), "passed": passed, "finding": finding}
+            )
     passed = _verdict(not failures and all(row["finding"] is None for row in rows), max_drop)
-    return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed, notes)
+    return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed, labelled.notes)
 
 
-def _row(found: Evaluated, files: Sequence[ImageFile]) -> dict[str, Any]:
+def _row(found: Evaluated, files: Sequence[ImageFile], names: Sequence[str]) -> dict[str, Any]:
     assert found.accuracy is not None  # of a runtime that did not fail
     changes: dict[str, Any] = {
         "mcnemar_p": None,
@@ -270,7 +228,10 @@ def _row(found: Evaluated, files: Sequence[ImageFile]) -> dict[str, Any]:
     if found.changes is not None:
         changes = found.changes.to_json()
         changes["changes"] = [{"file": str(files[each.pop("index")]), **each} for each in changes["changes"]]
-    return {**found.accuracy.to_json(), **changes, "seconds": found.seconds, "used": found.used}
+    accuracy = found.accuracy.to_json()
+    for row in accuracy["per_class"]:
+        row["name"] = names[row["class"]] if row["class"] < len(names) else None
+    return {**accuracy, **changes, "seconds": found.seconds, "used": found.used}
 
 
 def _verdict(holds: bool, max_drop: float | None) -> bool | None:

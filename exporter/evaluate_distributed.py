@@ -18,7 +18,8 @@ from calibration.images import BadFile
 from calibration.listing import ImageFile, sample
 from calibration.preprocess import Preprocessing
 from calibration.shards import Gathered, Reading, Shard, on_this_machine, read_shard, shards
-from exporter.evaluate import EvaluateOptions, EvaluateReport, data_facts, report_of, with_labels
+from exporter.evaluate import EvaluateOptions, EvaluateReport, data_facts, report_of
+from exporter.labelled import with_labels
 from exporter.opening import Opening
 from exporter.sent_models import SentModel, sent
 from runtimes.base import Runtime
@@ -143,7 +144,7 @@ def evaluate_on(
         on_note(mixed)
     data = data_facts(path, total.files, total.hashes, contract)
     subjects = [model.subject() for model in models]
-    return report_of(subjects, evaluated(total.tallies), files, data, options.max_drop, labelled.notes)
+    return report_of(subjects, evaluated(total.tallies), files, data, options.max_drop, labelled)
 
 
 class _Total:

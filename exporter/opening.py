@@ -24,8 +24,6 @@ from runtimes.registry import RuntimeSpec, open_runtime, parse
 from runtimes.tensorrt.sidecar import precision_of, read_sidecar
 
 if TYPE_CHECKING:
-    import onnx
-
     from exporter.models.source import LoadedModel
 
 _CHUNK: Final = 1 << 20
@@ -243,7 +241,10 @@ def _of_server(spec: RuntimeSpec) -> Opening:
 
 
 def _told(spec: RuntimeSpec, metadata: Mapping[str, Any]) -> Told:
-    found = told(metadata)
+    try:
+        found = told(metadata)
+    except InputError as error:
+        raise InputError(f"{spec.label}: {error}") from error
     if found.output == "top-k":
         raise InputError(
             f"{spec.label} gives the best classes alone, not a number for each: give the file made without --top-k"
@@ -261,23 +262,15 @@ class _Read(NamedTuple):
 
 
 def _read(path: Path) -> _Read:
-    from exporter.graph.metadata import read_metadata
+    from exporter.graph.metadata import declared_shape, read_metadata
     from runtimes.precision import carried
     from runtimes.reading import read_model
 
     model, digest = read_model(path, "make one with resnet-export onnx")
     try:
-        return _Read(read_metadata(model), digest, carried(model), _declared(model))
+        return _Read(read_metadata(model), digest, carried(model), declared_shape(model))
     except json.JSONDecodeError as error:
         raise GraphError(f"{path} has damaged metadata ({error}): export the model again") from error
-
-
-def _declared(model: onnx.ModelProto) -> tuple[int | None, ...]:
-    """The shape of the one input that is no weight."""
-    stored = {item.name for item in model.graph.initializer}
-    inputs = [item for item in model.graph.input if item.name not in stored]
-    sides = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else ()
-    return tuple(side.dim_value if side.dim_value > 0 else None for side in sides)
 
 
 def _target(metadata: Mapping[str, Any]) -> str | None:

@@ -121,6 +121,9 @@ def _show(console: Console, report: EvaluateReport) -> None:
     console.print(Text.assemble(("data  ", "bold"), told), soft_wrap=True)
     console.print()
     console.print(_table(report))
+    for row in report.results:
+        if worst := _worst(row["per_class"]):
+            console.print(Text.assemble(("  worst  ", "bold"), f"{row['label']}: {worst}"), soft_wrap=True)
     for row in report.failures:
         console.print(Text.assemble(("  ✗ ", "red"), (f"{row['label']}: ", "bold"), row["error"]), soft_wrap=True)
     for row in report.results:
@@ -128,6 +131,14 @@ def _show(console: Console, report: EvaluateReport) -> None:
             console.print(Text.assemble(("  ✗ ", "red"), (f"{row['label']}: ", "bold"), row["finding"]), soft_wrap=True)
     if report.notes:
         print_notes(console, report.notes)
+
+
+def _worst(classes: list[dict[str, Any]], most: int = 3) -> str:
+    """The classes with the lowest accuracy; empty where all are right, or there is only one."""
+    found = sorted((each for each in classes if each["top1"] < 1), key=lambda each: each["top1"])[:most]
+    if len(classes) < 2:
+        return ""
+    return ", ".join(f"{each['name'] or each['class']} {100 * each['top1']:.1f} % of {each['n']}" for each in found)
 
 
 def _table(report: EvaluateReport) -> Table:

@@ -129,6 +129,11 @@ def _table(report: CompareReport) -> Table:
         largest = "–" if row["max_abs"] is None else f"{row['max_abs']:.2g}"
         table.add_row(
             row["label"], against, f"{row['sqnr_db']:.1f} dB", "" if bound is None else f"≥ {bound:g} dB", largest,
-            f"{100 * row['top1_agreement']:.2f} %", mark,
+            _agreement(row), mark,
         )  # fmt: skip
     return table
+
+
+def _agreement(row: dict[str, Any]) -> str:
+    low, high = row["top1_ci95"]
+    return f"{100 * row['top1_agreement']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"

@@ -261,6 +261,49 @@ def test_models_that_name_their_classes_in_another_order_are_not_compared(
         assert "have different classes (0: 'a' and 'b')" in done.err
 
 
+def test_models_of_other_classes_are_told_by_label(files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    onnx.save(_with_more_classes(files["float"]), tmp_path / "other.onnx")
+    for command in ("parity", "evaluate"):
+        done = cli(command, files["float"], tmp_path / "other.onnx", "--data", TEST)
+        assert done.code == 2
+        assert "float.onnx tells 10 classes apart and " in done.err
+        assert "other.onnx 11: give models" in done.err
+
+
+def test_damaged_preprocessing_is_told_with_its_model_and_advice_that_helps(
+    files: dict[str, Path], tmp_path: Path, cli: Any
+) -> None:
+    model = onnx.load(files["float"])
+    (told,) = (entry for entry in model.metadata_props if entry.key == f"{PREFIX}preprocessing")
+    told.value = told.value.replace("bilinear", "trilinear")
+    onnx.save(model, tmp_path / "damaged.onnx")
+    done = cli("bench", tmp_path / "damaged.onnx", "--preset", "cifar")
+    assert done.code == 2
+    assert "damaged.onnx: the model's own preprocessing cannot be used" in done.err
+    assert "--preset" not in done.err
+
+
+def test_a_checkpoint_is_one_whatever_its_name(tmp_path: Path, cli: Any) -> None:
+    (tmp_path / "ck.onnx").write_bytes(CHECKPOINT.read_bytes())
+    done = cli("evaluate", tmp_path / "ck.onnx", "--data", TEST, "--images", "10")
+    assert done.code == 0, done.err
+
+
+def test_the_console_tells_the_worst_classes_by_name_and_the_interval_of_the_agreement(
+    files: dict[str, Path], tmp_path: Path, cli: Any
+) -> None:
+    for place, folder in enumerate(sorted(TEST.iterdir())):
+        named = tmp_path / "d" / f"class-{place}"
+        named.mkdir(parents=True)
+        for picture in sorted(folder.glob("*.png"))[:4]:
+            (named / picture.name).write_bytes(picture.read_bytes())
+    moved = next((tmp_path / "d" / "class-7").iterdir())
+    moved.rename(tmp_path / "d" / "class-3" / "moved.png")
+    shown = cli("evaluate", files["float"], "--data", tmp_path / "d").out
+    assert f"  worst  onnxruntime:{files['float']}: class-3 80.0 % of 5" in shown
+    assert "100.00 % (" in cli("parity", EAGER, files["float"], "--data", TEST, "--images", "20").out
+
+
 def _without_metadata(path: Path, to: Path) -> Path:
     model = onnx.load(path)
     del model.metadata_props[:]

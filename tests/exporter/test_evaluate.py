@@ -12,7 +12,8 @@ from PIL import Image
 
 from calibration.images import BadFile, ImageFile, find_images
 from calibration.preprocess import PRESETS
-from exporter.evaluate import EvaluateOptions, evaluate_models, with_labels
+from exporter.evaluate import EvaluateOptions, evaluate_models
+from exporter.labelled import with_labels
 from exporter.subjects import Subject
 from runtimes.errors import DataError, GraphError, InputError, TensorError, UnavailableError
 from tests.runtimes.models import FunctionRuntime
@@ -64,7 +65,7 @@ def test_the_report_counts_every_image_and_names_the_changed_ones(tmp_path):
     assert second["mcnemar_p"] == pytest.approx(0.25)  # three coins that fall alike, on either side
     assert [each["file"] for each in second["changes"]] == [str(file.path) for file in listing[15:]]
     assert second["confusion"] == [{"from": 5, "to": 0, "count": 3}]
-    assert second["per_class"][5] == {"class": 5, "n": 3, "top1": 0.0}
+    assert second["per_class"][5] == {"class": 5, "n": 3, "top1": 0.0, "name": "class5"}
     assert report.passed is None  # nothing was asked for
     assert [row["passed"] for row in report.results] == [None, None]
 
@@ -202,6 +203,21 @@ def test_names_that_tell_no_folder_leave_it_to_the_alphabet_which_is_noted(tmp_p
     assert evaluated(folders(tmp_path / "all"), subject("a")).notes == (
         "the models do not name their classes: the folders' places in the alphabet are the labels",
     )
+
+
+def test_a_label_that_is_no_class_is_refused_by_file_before_anything_runs(tmp_path):
+    listing = folders(tmp_path)
+    listing = [replace(file, class_name=None) for file in listing[:-1]] + [ImageFile(listing[-1].path, 12)]
+    ran = []
+
+    def counted(batch):
+        ran.append(len(batch))
+        return brightness(batch)
+
+    declared = FunctionRuntime(counted, "a", classes=CLASSES)
+    with pytest.raises(DataError, match=r"class5/2\.png has the label 12, and the models have 6 classes"):
+        evaluated(listing, subject("a", runtime=declared), batch=1)
+    assert not ran
 
 
 def test_images_without_labels_are_refused_by_name(tmp_path):
