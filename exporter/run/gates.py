@@ -70,11 +70,11 @@ def annotated(documents: Documents, gates: Sequence[Gate]) -> dict[str, dict[str
         for row in document["results"]:
             if row["label"] != gate.model or row.get("simulated"):
                 continue
-            if gate.passed:
-                row["passed"] = True if row.get("passed") is None else row["passed"]
-            else:
+            if not gate.passed:
                 earlier = f"{row['finding']}; " if row.get("finding") else ""
                 row |= {"passed": False, "finding": f"{earlier}{gate.message}"}
+            elif row.get("passed", True) is None:
+                row["passed"] = True
     return found
 
 
