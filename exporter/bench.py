@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.images import batches
+from calibration.images import BadFile, batches
 from calibration.listing import ImageFile
 from calibration.preprocess import Preprocessing
 from exporter.subjects import Subject
@@ -39,6 +39,7 @@ class BenchReport:
         """The fields as plain JSON values."""
         return {
             "schema": 1,
+            "command": "bench",
             "results": list(self.results),
             "failures": list(self.failures),
             "environment": self.environment,
@@ -76,13 +77,22 @@ def bench_models(
     )
 
 
-def bench_images(contract: Preprocessing, count: int, listing: Sequence[ImageFile] = ()) -> Array:
+def bench_images(
+    contract: Preprocessing,
+    count: int,
+    listing: Sequence[ImageFile] = (),
+    *,
+    max_bad: float = 0.01,
+    on_bad: Callable[[BadFile], None] | None = None,
+) -> Array:
     """What the models are fed.
 
     Args:
         contract: How a file becomes a tensor.
         count: Images, at least 1: the largest batch size.
         listing: Where they come from; none: seeded noise, which costs a network as much time as photographs do.
+        max_bad: Fraction of the listing that may be unusable; others take their places.
+        on_bad: Hears of unusable images.
 
     Returns:
         ``[N, C, H, W]`` float32, or uint8 ``[N, H, W, C]`` where the contract says so; N can be less than ``count``
@@ -95,8 +105,12 @@ def bench_images(contract: Preprocessing, count: int, listing: Sequence[ImageFil
     if count < 1:
         raise InputError(f"received a batch of {count} images, expected at least 1")
     if listing:
-        first, _ = next(batches(listing, contract, count, max_bad=1.0))  # those that can be used are enough
-        return first
+        found: list[Array] = []
+        for tensor, _ in batches(listing, contract, count, max_bad=max_bad, on_bad=on_bad):
+            found.append(tensor)
+            if sum(map(len, found)) >= count:
+                break
+        return np.concatenate(found)[:count]
     if contract.size is None:
         raise InputError("the preprocessing leaves the size of the images free: give images with --data")
     if contract.dtype == "uint8":

@@ -18,7 +18,8 @@ from calibration.prefetch import prefetched
 from calibration.preprocess import Preprocessing
 from exporter.feeding import fed, reading
 from exporter.opening import Opening
-from exporter.proof_inputs import fits
+from exporter.proof_inputs import agreed_labels, fits
+from exporter.subjects import declared_classes
 from runtimes.base import Array
 from runtimes.comparison import Pair, Ran, compare_over
 from runtimes.errors import InputError
@@ -92,6 +93,7 @@ class CompareReport:
         """The document of ``parity --json``."""
         return {
             "schema": SCHEMA,
+            "command": "parity",
             "reference": self.reference,
             "results": list(self.results),
             "passed": self.passed,
@@ -132,6 +134,7 @@ def compare_models(
     if len(models) < 2:
         raise InputError(f"received {len(models)} model, expected two at least: the first is what the others should be")
     _check_outputs(models)
+    agreed_labels(models)
     files = sample(listing, options.images or None, options.seed)
     used: list[ImageFile] = []
     with ExitStack() as stack:
@@ -139,6 +142,7 @@ def compare_models(
         runs = [Ran(stack.enter_context(fed(m.runtime, feed))) for m, feed in zip(models, images.feeds, strict=True)]
         for model in models:
             fits(model, contract)
+        declared_classes((model.label, model.runtime) for model in models)
         pairs = [Pair(index, 0) for index in range(1, len(models))]
         simulations = _simulations(models, options.simulated)
         for index, sim in simulations.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from calibration.images import BadFile, batches
 from calibration.listing import ImageFile, sample
 from calibration.prefetch import prefetched
 from calibration.preprocess import Preprocessing
-from exporter.subjects import Subject
-from runtimes.errors import DataError, InputError
+from exporter.labelled import Labelled, check_labels, with_labels
+from exporter.subjects import Subject, declared_classes
+from runtimes.errors import InputError
 from runtimes.evaluation import Batch, Evaluated, evaluate
 from runtimes.machine import description
 
@@ -61,23 +62,28 @@ class EvaluateReport:
         failures: A row with ``error`` for each subject that failed on the way.
         data: Which images, and how they became tensors.
         environment: What it ran on.
-        passed: Whether no subject failed and no top-1 dropped further than allowed.
+        notes: What the user should know, one sentence each.
+        passed: False where a subject failed, gave NaN or Inf, or dropped further than allowed; else True where a
+            largest drop was asked for, and ``None`` where nothing was.
     """
 
     results: tuple[dict[str, Any], ...]
     failures: tuple[dict[str, Any], ...]
     data: dict[str, Any]
     environment: dict[str, Any]
-    passed: bool
+    passed: bool | None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {
             "schema": 1,
+            "command": "evaluate",
             "data": self.data,
             "results": list(self.results),
             "failures": list(self.failures),
             "passed": self.passed,
+            "notes": list(self.notes),
             "environment": self.environment,
         }
 
@@ -112,8 +118,8 @@ def evaluate_models(
         ResnetExportError: A model cannot be opened.
     """
     options = options or EvaluateOptions()
-    labelled, classes = with_labels(listing, class_names)
-    files = sample(labelled, options.images or None, options.seed)
+    labelled = with_labels(listing, class_names)
+    files = sample(labelled.files, options.images or None, options.seed)
     used: list[int] = []
     batch = 1 if contract.any_size else options.batch
     read = batches(files, contract, batch, max_bad=options.max_bad, on_bad=on_bad, workers=options.workers)
@@ -122,17 +128,19 @@ def evaluate_models(
         for runtime in runtimes:
             if not runtime.is_open:
                 stack.enter_context(runtime)
+        known = declared_classes((each.label, runtime) for each, runtime in zip(subjects, runtimes, strict=True))
+        check_labels(files, known)
         ahead = stack.enter_context(closing(prefetched(_numbered(read, files))))
         found = evaluate(
             runtimes,
             _noted(ahead, used),
-            classes=classes,
+            classes=labelled.classes,
             keep=options.keep,
             on_progress=on_progress,
         )
     chosen = [files[index] for index in used]
     data = data_facts(path, chosen, content_hashes(chosen), contract)
-    return report_of(subjects, found, files, data, options.max_drop)
+    return report_of(subjects, found, files, data, options.max_drop, labelled)
 
 
 def data_facts(
@@ -152,34 +160,6 @@ def data_facts(
         "sha256": list_sha256(used, hashes),
         "preprocessing": contract.to_json(),
     }
-
-
-def with_labels(listing: Sequence[ImageFile], class_names: Sequence[str] = ()) -> tuple[list[ImageFile], int | None]:
-    """The images with the models' own class numbers, and how many classes the numbers tell apart.
-
-    Args:
-        listing: All images of the set.
-        class_names: The models' classes in order, or none.
-
-    Returns:
-        The images. The number of classes is that of ``class_names`` where every folder is one of them, which makes
-        a part of the folders enough; else the number of folders, whose alphabetical places are the labels; and None
-        for labels from a list, which say nothing about it.
-
-    Raises:
-        DataError: An image has no label.
-    """
-    missing = next((file for file in listing if file.label is None), None)
-    if missing is not None:
-        raise DataError(f"{missing.path} has no label: give a folder of class folders, or a list with a label a line")
-    folders = {file.class_name for file in listing if file.class_name is not None}
-    if not folders:
-        return list(listing), None
-    # A name that stands for two classes (ImageNet has some) tells nothing.
-    places = {name: place for place, name in enumerate(class_names) if class_names.count(name) == 1}
-    if not folders <= set(places):
-        return list(listing), len(folders)
-    return [replace(file, label=places[file.class_name or ""]) for file in listing], len(class_names)
 
 
 def _numbered(read: Iterator[tuple[Any, list[ImageFile]]], files: Sequence[ImageFile]) -> Iterator[Batch]:
@@ -209,6 +189,7 @@ def report_of(
     files: Sequence[ImageFile],
     data: dict[str, Any],
     max_drop: float | None,
+    labelled: Labelled,
 ) -> EvaluateReport:
     """The report of what came of all subjects.
 
@@ -218,6 +199,7 @@ def report_of(
         files: The list that the places of changes are of.
         data: From :func:`data_facts`.
         max_drop: Largest drop of top-1 against the first subject; ``None``: any.
+        labelled: From :func:`with_labels`: the names of the classes, and what was assumed.
     """
     rows, failures = [], []
     for subject, each in zip(subjects, found, strict=True):
@@ -225,12 +207,15 @@ def report_of(
             failures.append({**subject.to_json(), "error": each.error, "used": each.used})
         else:
             finding = _finding(each, found[0], max_drop)
-            rows.append({**subject.to_json(), **_row(each, files), "passed": finding is None, "finding": finding})
-    passed = not failures and all(row["passed"] for row in rows)
-    return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed)
+            passed = _verdict(finding is None, max_drop)
+            rows.append(
+                {**subject.to_json(), **_row(each, files, labelled.names), "passed": passed, "finding": finding}
+            )
+    passed = _verdict(not failures and all(row["finding"] is None for row in rows), max_drop)
+    return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed, labelled.notes)
 
 
-def _row(found: Evaluated, files: Sequence[ImageFile]) -> dict[str, Any]:
+def _row(found: Evaluated, files: Sequence[ImageFile], names: Sequence[str]) -> dict[str, Any]:
     assert found.accuracy is not None  # of a runtime that did not fail
     changes: dict[str, Any] = {
         "mcnemar_p": None,
@@ -243,12 +228,24 @@ def _row(found: Evaluated, files: Sequence[ImageFile]) -> dict[str, Any]:
     if found.changes is not None:
         changes = found.changes.to_json()
         changes["changes"] = [{"file": str(files[each.pop("index")]), **each} for each in changes["changes"]]
-    return {**found.accuracy.to_json(), **changes, "seconds": found.seconds, "used": found.used}
+    accuracy = found.accuracy.to_json()
+    for row in accuracy["per_class"]:
+        row["name"] = names[row["class"]] if row["class"] < len(names) else None
+    return {**accuracy, **changes, "seconds": found.seconds, "used": found.used}
+
+
+def _verdict(holds: bool, max_drop: float | None) -> bool | None:
+    """``None`` where nothing was asked for: an accuracy that was only measured is no accuracy that holds."""
+    return None if holds and max_drop is None else holds
 
 
 def _finding(found: Evaluated, first: Evaluated, max_drop: float | None) -> str | None:
     """Why a subject has not passed."""
-    if max_drop is None or found is first or found.accuracy is None:
+    assert found.accuracy is not None  # of a runtime that did not fail
+    broken = found.accuracy.not_finite
+    if broken:
+        return f"{broken} {'image has' if broken == 1 else 'images have'} NaN or Inf among the logits"
+    if max_drop is None or found is first:
         return None
     if first.accuracy is None:
         return "the first model failed: the drop of top-1 is not known"

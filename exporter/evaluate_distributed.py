@@ -18,7 +18,8 @@ from calibration.images import BadFile
 from calibration.listing import ImageFile, sample
 from calibration.preprocess import Preprocessing
 from calibration.shards import Gathered, Reading, Shard, on_this_machine, read_shard, shards
-from exporter.evaluate import EvaluateOptions, EvaluateReport, data_facts, report_of, with_labels
+from exporter.evaluate import EvaluateOptions, EvaluateReport, data_facts, report_of
+from exporter.labelled import with_labels
 from exporter.opening import Opening
 from exporter.sent_models import SentModel, sent
 from runtimes.base import Runtime
@@ -121,10 +122,10 @@ def evaluate_on(
     if not models:
         raise InputError("there is no model to evaluate: give at least one")
     options = options or EvaluateOptions()
-    labelled, classes = with_labels(listing, class_names)
-    files = sample(labelled, options.images or None, options.seed)
+    labelled = with_labels(listing, class_names)
+    files = sample(labelled.files, options.images or None, options.seed)
     job = EvaluationJob(
-        tuple(sent(model, cluster.threads) for model in models), contract, options.batch, classes, options.keep
+        tuple(sent(model, cluster.threads) for model in models), contract, options.batch, labelled.classes, options.keep
     )
     total = _Total([Tally(model.runtime.name, options.keep) for model in models])
     gathered = Gathered(files, options.max_bad, on_bad)
@@ -143,7 +144,7 @@ def evaluate_on(
         on_note(mixed)
     data = data_facts(path, total.files, total.hashes, contract)
     subjects = [model.subject() for model in models]
-    return report_of(subjects, evaluated(total.tallies), files, data, options.max_drop)
+    return report_of(subjects, evaluated(total.tallies), files, data, options.max_drop, labelled)
 
 
 class _Total:

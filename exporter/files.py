@@ -18,8 +18,9 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 class Output:
     """A place for one file; made by :func:`reserve`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, option: str = "-o") -> None:
         self.path = path
+        self.option = option
         self.written = False
 
     def commit(self, data: bytes) -> str:
@@ -50,7 +51,7 @@ class Output:
         try:
             self.path.replace(kept)
         except OSError as error:
-            raise explain(self.path, error, 0) from error
+            raise explain(self.path, error, 0, self.option) from error
         return kept
 
     def fate(self) -> str:
@@ -63,11 +64,12 @@ class Output:
 
 
 @contextlib.contextmanager
-def reserve(path: Path) -> Iterator[Output]:
+def reserve(path: Path, option: str = "-o") -> Iterator[Output]:
     """Make sure, before any long work, that a file can be written; folders made for it go again if it is not.
 
     Args:
         path: Where the file is to be.
+        option: What named it, for messages.
 
     Raises:
         InputError: The path is a folder or a device, or its folder cannot be made or written to.
@@ -76,12 +78,12 @@ def reserve(path: Path) -> Iterator[Output]:
     made: list[Path] = []
     try:
         try:
-            check_output(path)
+            check_output(path, option=option)
             made = _make_parents(path.parent)
             _probe(path)
         except OSError as error:
-            raise explain(path, error, 0) from error
-        output = Output(path)
+            raise explain(path, error, 0, option) from error
+        output = Output(path, option)
         yield output
         if output.written:
             made = []
@@ -108,23 +110,23 @@ def commit_together(contents: Sequence[tuple[Output, bytes]]) -> tuple[str, ...]
         InputError: A folder refuses a file.
     """
     with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(_written(output.path, data)) for output, data in contents]
+        parts = [stack.enter_context(_written(output, data)) for output, data in contents]
         for index, ((output, data), part) in enumerate(zip(contents, parts, strict=True)):
             try:
                 if index < len(contents) - 1:  # nothing can fail after the last one
                     stack.enter_context(_restored_on_error(output.path))
                 part.replace(output.path)
             except OSError as error:
-                raise explain(output.path, error, len(data)) from error
+                raise explain(output.path, error, len(data), output.option) from error
     for output, _ in contents:
         output.written = True
     return tuple(hashlib.sha256(data).hexdigest() for _, data in contents)
 
 
 @contextlib.contextmanager
-def _written(path: Path, data: bytes) -> Iterator[Path]:
+def _written(output: Output, data: bytes) -> Iterator[Path]:
     """The bytes on the disk, beside the path."""
-    part = _beside(path, "part")
+    part = _beside(output.path, "part")
     try:
         try:
             with part.open("wb") as stream:
@@ -132,7 +134,7 @@ def _written(path: Path, data: bytes) -> Iterator[Path]:
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise explain(path, error, len(data)) from error
+            raise explain(output.path, error, len(data), output.option) from error
         yield part
     finally:
         part.unlink(missing_ok=True)
@@ -161,25 +163,26 @@ def _restored_on_error(path: Path) -> Iterator[None]:
         earlier.unlink(missing_ok=True)
 
 
-def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
+def check_output(path: Path, inputs: Iterable[Path] = (), option: str = "-o") -> None:
     """Refuse a path that cannot become a file; quick, for use before anything is read.
 
     Args:
         path: Where a file is to be.
         inputs: Files that are read, and must not be written over.
+        option: What named the path, for messages.
 
     Raises:
         InputError: A folder, a device, one of the inputs, or a path that cannot even be looked at.
     """
     try:
-        _check_target(path, inputs)
+        _check_target(path, inputs, option)
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise explain(path, error, 0) from error
+        raise explain(path, error, 0, option) from error
 
 
-def _check_target(path: Path, inputs: Iterable[Path]) -> None:
+def _check_target(path: Path, inputs: Iterable[Path], option: str) -> None:
     if not path.name:
-        raise InputError(f"{path} names no file: give -o FILE.onnx")
+        raise InputError(f"{path} names no file: give {option} FILE")
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file in it, for example {path / 'model.onnx'}")
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
@@ -187,7 +190,7 @@ def _check_target(path: Path, inputs: Iterable[Path]) -> None:
     for each in inputs:
         same = path.samefile(each) if path.exists() and each.exists() else path.resolve() == each.resolve()
         if same:
-            raise InputError(f"-o {path} is the same file as the input {each}: give another -o")
+            raise InputError(f"{option} {path} is the same file as the input {each}: give another {option}")
 
 
 def _make_parents(folder: Path) -> list[Path]:
@@ -220,16 +223,17 @@ def _probe(path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def explain(path: Path, error: OSError, size: int) -> ResnetExportError:
+def explain(path: Path, error: OSError, size: int, option: str = "-o") -> ResnetExportError:
     """The error of this project for a path that the system refuses.
 
     Args:
         path: Where something is to be.
         error: What the system said.
         size: Bytes that were to be written; 0 where that is not known.
+        option: What named the path.
     """
     if error.errno in _NO_SPACE:
         needed = f"{size / 1e6:.1f} MB are needed" if size else "not even an empty file fits"
-        return UnavailableError(f"the disk of {path} is full ({needed}): free some space or give another -o")
+        return UnavailableError(f"the disk of {path} is full ({needed}): free some space or give another {option}")
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return InputError(f"{path} cannot be written ({reason}): give another -o")
+    return InputError(f"{path} cannot be written ({reason}): give another {option}")

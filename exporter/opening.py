@@ -49,6 +49,7 @@ class Opening:
         notes: Assumptions that the user should see, one sentence each.
         takes: What its input is instead, where a part of ``preprocessing`` is in the graph.
         output: What comes out.
+        shape: Of its input, as the ONNX file declares it, ``None`` where a side is free; empty where no file does.
     """
 
     spec: RuntimeSpec
@@ -63,6 +64,7 @@ class Opening:
     notes: tuple[str, ...] = ()
     takes: Preprocessing | None = None
     output: Output = "logits"
+    shape: tuple[int | None, ...] = ()
 
     @property
     def label(self) -> str:
@@ -177,6 +179,7 @@ def _of_onnx(spec: RuntimeSpec) -> Opening:
         precision=computed(read.precision, spec.options),
         onnx=spec.path,
         target=_target(read.metadata),
+        shape=read.shape,
     )
 
 
@@ -200,6 +203,7 @@ def _of_engine(spec: RuntimeSpec) -> Opening:
         precision=precision_of(document) or (read.precision if read else None),
         onnx=source,
         target=_target(known),
+        shape=read.shape if read else (),
     )
 
 
@@ -237,7 +241,10 @@ def _of_server(spec: RuntimeSpec) -> Opening:
 
 
 def _told(spec: RuntimeSpec, metadata: Mapping[str, Any]) -> Told:
-    found = told(metadata)
+    try:
+        found = told(metadata)
+    except InputError as error:
+        raise InputError(f"{spec.label}: {error}") from error
     if found.output == "top-k":
         raise InputError(
             f"{spec.label} gives the best classes alone, not a number for each: give the file made without --top-k"
@@ -251,16 +258,17 @@ class _Read(NamedTuple):
     metadata: Mapping[str, Any]
     sha256: str
     precision: Precision
+    shape: tuple[int | None, ...]
 
 
 def _read(path: Path) -> _Read:
-    from exporter.graph.metadata import read_metadata
+    from exporter.graph.metadata import declared_shape, read_metadata
     from runtimes.precision import carried
     from runtimes.reading import read_model
 
     model, digest = read_model(path, "make one with resnet-export onnx")
     try:
-        return _Read(read_metadata(model), digest, carried(model))
+        return _Read(read_metadata(model), digest, carried(model), declared_shape(model))
     except json.JSONDecodeError as error:
         raise GraphError(f"{path} has damaged metadata ({error}): export the model again") from error
 

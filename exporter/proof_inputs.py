@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from calibration.listing import ImageFile
 from calibration.preprocess import PRESETS, Preprocessing
 from exporter import contracts
 from exporter.feeding import reading
 from exporter.opening import Opening, prepare
 from exporter.subjects import Subject
 from runtimes.errors import InputError, TensorError
+from runtimes.tensorrt.sidecar import sidecar_path
 
 
 def prepare_all(texts: Sequence[str]) -> list[Opening]:
@@ -32,6 +35,25 @@ def prepare_all(texts: Sequence[str]) -> list[Opening]:
     return found
 
 
+def files_read(models: Sequence[Opening], data: Path | None, listing: Sequence[ImageFile]) -> list[Path]:
+    """Every file that a proof command reads, and that none of its reports may replace.
+
+    Args:
+        models: With their external weights, the files that their options name, and the document beside an engine.
+        data: What the user named; ``None``: no images.
+        listing: Images that were found there.
+    """
+    from runtimes.reading import external_files
+
+    own = [Path(model.spec.file) for model in models if model.spec.kind != "served"]
+    named = [Path(value) for model in models for value in model.spec.options.values() if isinstance(value, str)]
+    graphs = [model.onnx for model in models if model.onnx is not None]
+    beside = [path for graph in graphs for path in external_files(graph)]
+    documents = [sidecar_path(path) for path in own if path.name]
+    images = dict.fromkeys(image.path for image in listing)
+    return [*own, *named, *beside, *documents, *([data] if data else []), *images]
+
+
 def contract_for(models: Sequence[Opening], preset: str | None, fields: Mapping[str, Any]) -> Preprocessing:
     """The preprocessing that all models are fed with.
 
@@ -42,11 +64,12 @@ def contract_for(models: Sequence[Opening], preset: str | None, fields: Mapping[
 
     Raises:
         InputError: The models say different ones or none, or the fields contradict each other.
+        TensorError: A file declares images of another size.
     """
     if preset is not None:
         told = next((model.preprocessing for model in models if model.preprocessing is not None), None)
-        channels, size = (told.channels, told.size) if told else (3, None)
-        contract = contracts.preset(preset, channels, *(size or (None, None)))
+        channels, *size = (told.channels, *(told.size or ())) if told else _declared(models)
+        contract = contracts.preset(preset, channels or 3, *(size if size and None not in size else (None, None)))
     else:
         agreed = agreed_contract(models)
         if agreed is None:
@@ -60,7 +83,22 @@ def contract_for(models: Sequence[Opening], preset: str | None, fields: Mapping[
             raise InputError(
                 f"{model.label} has another preprocessing in its graph than was asked for: leave the options out"
             )
+        _fits(model, model.shape, chosen)
     return chosen
+
+
+def noise_preset(models: Sequence[Opening]) -> str | None:
+    """A preset that makes noise of the size that models without any preprocessing declare; ``None`` where one has some.
+
+    Which one does not matter: noise is not preprocessed.
+    """
+    silent = all(model.preprocessing is None for model in models)
+    return next(iter(PRESETS)) if silent and None not in _declared(models) else None
+
+
+def _declared(models: Sequence[Opening]) -> tuple[int | None, ...]:
+    """Channels, height and width that the first file with four axes declares; ``None`` for what is free."""
+    return next((model.shape[1:] for model in models if len(model.shape) == 4), (None, None, None))
 
 
 def subjects_of(models: Sequence[Opening], contract: Preprocessing) -> tuple[Preprocessing, list[Subject]]:
@@ -93,6 +131,28 @@ def agreed_contract(models: Sequence[Opening]) -> Preprocessing | None:
     return told[0][1] if told else None
 
 
+def agreed_labels(models: Sequence[Opening]) -> tuple[str, ...]:
+    """The names of the classes, in order; none where no model says them.
+
+    Args:
+        models: Of which some may not say their names.
+
+    Raises:
+        InputError: Two of them say different ones: answer 3 of one would not be answer 3 of the other.
+    """
+    told = [(model.label, model.labels) for model in models if model.labels]
+    for label, names in told[1:]:
+        first_label, first = told[0]
+        if names == first:
+            continue
+        place = next((index for index, pair in enumerate(zip(first, names, strict=False)) if len(set(pair)) > 1), None)
+        what = f"{len(first)} and {len(names)}" if place is None else f"{place}: {first[place]!r} and {names[place]!r}"
+        raise InputError(
+            f"{first_label} and {label} have different classes ({what}): compare models of the same classes"
+        )
+    return told[0][1] if told else ()
+
+
 def fits(model: Opening, contract: Preprocessing) -> None:
     """Refuse a contract that makes other images than an open model takes, before images are read.
 
@@ -103,7 +163,10 @@ def fits(model: Opening, contract: Preprocessing) -> None:
     Raises:
         TensorError: They differ in channels or size.
     """
-    shape = model.runtime.inputs[0].shape
+    _fits(model, model.runtime.inputs[0].shape, contract)
+
+
+def _fits(model: Opening, shape: tuple[int | None, ...], contract: Preprocessing) -> None:
     made = (contract.channels, *(contract.size or (None, None)))
     if model.takes is not None and len(shape) == 4:
         shape = (shape[0], shape[3], *shape[1:3])  # [N,H,W,C] -> [N,C,H,W]

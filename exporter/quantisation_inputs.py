@@ -78,7 +78,10 @@ def contract_of(
             contradicts the network's input.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    contract = stored_contract(metadata) if preset is None else named(preset, *input_size(network)[1:])
+    try:
+        contract = stored_contract(metadata) if preset is None else named(preset, *input_size(network)[1:])
+    except InputError as error:
+        raise InputError(str(error) if preset else f"{error}, or give --preset") from error
     if contract is None:
         contract = _from_nothing(network, given)
     if given:
@@ -102,12 +105,10 @@ def stored_contract(metadata: Mapping[str, Any]) -> Preprocessing | None:
         contract = Preprocessing.from_json(metadata["preprocessing"])
     except InputError as error:
         raise InputError(
-            f"the model's own preprocessing cannot be used ({first_line(error)}): export it again, or give --preset"
+            f"the model's own preprocessing cannot be used ({first_line(error)}): export it again"
         ) from error
     if metadata.get("preprocessing_sha256", contract.sha256()) != contract.sha256():
-        raise InputError(
-            "the model's own preprocessing was changed after it was exported: export it again, or give --preset"
-        )
+        raise InputError("the model's own preprocessing was changed after it was exported: export it again")
     return contract
 
 

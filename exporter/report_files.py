@@ -31,15 +31,15 @@ def reserved(given: Mapping[str, Any], inputs: Sequence[str | Path] = ()) -> Ite
         InputError: A path cannot become a file, or two are the same.
     """
     wanted: dict[str, Path] = {kind: given[kind] for kind in KINDS if given.get(kind) is not None}
-    read = [path for path in map(Path, inputs) if path.is_file()]
+    read = [path for path in map(Path, inputs) if path.is_file()] if wanted else []
     seen: list[Path] = []
-    for path in wanted.values():
-        check_output(path, read)
+    for kind, path in wanted.items():
+        check_output(path, read, f"--{kind}")
         if path.resolve() in seen:
             raise InputError(f"{path} is to be two reports: give each a file of its own")
         seen.append(path.resolve())
     with ExitStack() as stack:
-        yield {kind: stack.enter_context(reserve(path)) for kind, path in wanted.items()}
+        yield {kind: stack.enter_context(reserve(path, f"--{kind}")) for kind, path in wanted.items()}
 
 
 def write_reports(
@@ -124,26 +124,13 @@ def read_documents(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
             document = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} cannot be read ({first_line(error)}): give what --json printed") from error
-        command = _command(document)
-        if command is None:
+        command = document.get("command") if isinstance(document, dict) else None
+        if command not in DOCUMENTS:
             raise InputError(f"{path} is no document of {', '.join(DOCUMENTS)}: give what --json printed of one")
         if command in found:
             raise InputError(f"{path} is a second document of {command}: a report takes one of each")
         found[command] = document
     return found
-
-
-def _command(document: object) -> str | None:
-    """Which command wrote a document, by the keys that only it has."""
-    rows = document.get("results") if isinstance(document, dict) else None
-    if not isinstance(document, dict) or not isinstance(rows, list):
-        return None
-    keys = set(rows[0]) if rows and isinstance(rows[0], dict) else set()
-    if "reference" in document:
-        return "parity"
-    if "p50_ms" in keys:
-        return "bench"
-    return "evaluate" if "top1" in keys else None
 
 
 def _title(documents: Mapping[str, dict[str, Any]]) -> str:

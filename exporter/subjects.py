@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.feeding import Feed, fed
 from runtimes.base import Runtime
+from runtimes.errors import TensorError
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,22 @@ class Subject:
     def to_json(self) -> dict[str, Any]:
         """Label, runtime and file as plain JSON values."""
         return {"runtime": self.backend, "file": self.file, "label": self.label}
+
+
+def declared_classes(models: Iterable[tuple[str, Runtime]]) -> int | None:
+    """How many classes open models tell apart, before any image is read; ``None`` where none of them declares it.
+
+    Args:
+        models: Labels and runtimes.
+
+    Raises:
+        TensorError: They differ.
+    """
+    known = [(label, runtime.outputs[0].shape[-1]) for label, runtime in models if runtime.outputs[0].shape]
+    told = [(label, classes) for label, classes in known if classes is not None]
+    for label, classes in told[1:]:
+        if classes != told[0][1]:
+            raise TensorError(
+                f"{told[0][0]} tells {told[0][1]} classes apart and {label} {classes}: give models of the same classes"
+            )
+    return told[0][1] if told else None

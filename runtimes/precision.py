@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 _WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Integers by name: what ONNX Runtime's quantisers write besides Q/DQ (https://onnx.ai/onnx/operators and contrib ops).
+_INTEGER: Final = frozenset({"ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 _HANDING_ON: Final = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 _ASKED: Final[Mapping[str, Precision]] = {
     "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "f32": "fp32", "f16": "fp16", "bf16": "bf16",
@@ -18,7 +20,7 @@ _ASKED: Final[Mapping[str, Precision]] = {
 
 
 def carried(model: onnx.ModelProto) -> Precision:
-    """The precision that a file's own types say: that of its Q/DQ, else of its weights."""
+    """The precision that a file's own types say: that of its Q/DQ or integer operators, else of its weights."""
     from onnx import TensorProto
 
     quantisers = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
@@ -26,6 +28,8 @@ def carried(model: onnx.ModelProto) -> Precision:
     if quantisers:
         stored = {kinds.get(name, 0) for node in quantisers for name in (node.input[0], *node.input[2:])}
         return "fp8" if stored & {TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2} else "int8"
+    if any(node.op_type in _INTEGER or node.op_type.startswith("QLinear") for node in model.graph.node):
+        return "int8"
     weights = {kinds.get(node.input[1], 0) for node in model.graph.node if node.op_type in _WEIGHTED and node.input[1:]}
     if TensorProto.FLOAT16 in weights:
         return "fp16"

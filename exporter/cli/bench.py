@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, telling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ Examples:
 def command(document: TextIO | None, /, **given: Any) -> None:
     """Run the command; its help is above, where it can share sentences."""
     from exporter.bench import bench_images, bench_models
-    from exporter.proof_inputs import contract_for, prepare_all, subjects_of
+    from exporter.proof_inputs import contract_for, files_read, noise_preset, prepare_all, subjects_of
     from exporter.report_files import reserved, write_reports
     from runtimes.turns import Plan
 
@@ -51,12 +51,13 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         rounds=given["rounds"], turn_ms=given["turn_ms"], seed=given["seed"] % (1 << 32), isolated=given["isolated"]
     )
     models = prepare_all(given["models"])
-    contract = contract_for(models, given["preset"], fields_of(given))
+    preset = given["preset"] or (None if given["data"] else noise_preset(models))
+    contract = contract_for(models, preset, fields_of(given))
     read, subjects = subjects_of(models, contract)
     listing = _listing(given)
     sizes = tuple(dict.fromkeys(given["sizes"]))
-    with reserved(given, [model.spec.file for model in models]) as places:
-        images = bench_images(read, max(sizes), listing)
+    with reserved(given, files_read(models, given["data"], listing)) as places:
+        images = bench_images(read, max(sizes), listing, max_bad=given["max_bad"], on_bad=telling(given["quiet"]))
         with moving("bench", given["quiet"] or given["as_json"]) as progress:
             report = bench_models(subjects, sizes, images, plan, on_progress=progress)
         told = report.to_json()

@@ -8,7 +8,7 @@ import click
 
 from exporter.cli.cluster import ray_options
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell_bad
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, telling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     from calibration.listing import find_images
     from exporter.cli.cluster import check_ray
     from exporter.evaluate import EvaluateOptions
-    from exporter.proof_inputs import contract_for, prepare_all
+    from exporter.proof_inputs import agreed_labels, contract_for, files_read, prepare_all
     from exporter.report_files import reserved, write_reports
 
     check_ray(given, "workers", 0)
@@ -59,13 +59,13 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     models = prepare_all(given["models"])
     contract = contract_for(models, given["preset"], fields_of(given))
     listing = find_images(given["data"])
-    names = next((model.labels for model in models if model.labels), ())
+    names = agreed_labels(models)
     total = min(options.images or len(listing), len(listing))
-    with reserved(given, [model.spec.file for model in models]) as places:
+    with reserved(given, files_read(models, given["data"], listing)) as places:
         with moving("evaluate", given["quiet"] or given["as_json"]) as progress:
             report = _evaluate(
-                given, models, listing, contract, options, path=str(given["data"]), class_names=names, on_bad=tell_bad,
-                on_progress=lambda done: progress(done, total),
+                given, models, listing, contract, options, path=str(given["data"]), class_names=names,
+                on_bad=telling(given["quiet"]), on_progress=lambda done: progress(done, total),
             )  # fmt: skip
         told = report.to_json()
         write_reports(places, documents={"evaluate": told})
@@ -77,7 +77,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         from exporter.cli.console import stdout_console
 
         _show(stdout_console(), report)
-    if not report.passed:
+    if report.passed is False:
         raise click.exceptions.Exit(1)
 
 
@@ -115,15 +115,30 @@ def _evaluate(
 def _show(console: Console, report: EvaluateReport) -> None:
     from rich.text import Text
 
+    from exporter.cli.console import print_notes
+
     told = f"{report.data['images']} images of {report.data['path']}"
     console.print(Text.assemble(("data  ", "bold"), told), soft_wrap=True)
     console.print()
     console.print(_table(report))
+    for row in report.results:
+        if worst := _worst(row["per_class"]):
+            console.print(Text.assemble(("  worst  ", "bold"), f"{row['label']}: {worst}"), soft_wrap=True)
     for row in report.failures:
         console.print(Text.assemble(("  ✗ ", "red"), (f"{row['label']}: ", "bold"), row["error"]), soft_wrap=True)
     for row in report.results:
         if row["finding"]:
             console.print(Text.assemble(("  ✗ ", "red"), (f"{row['label']}: ", "bold"), row["finding"]), soft_wrap=True)
+    if report.notes:
+        print_notes(console, report.notes)
+
+
+def _worst(classes: list[dict[str, Any]], most: int = 3) -> str:
+    """The classes with the lowest accuracy; empty where all are right, or there is only one."""
+    found = sorted((each for each in classes if each["top1"] < 1), key=lambda each: each["top1"])[:most]
+    if len(classes) < 2:
+        return ""
+    return ", ".join(f"{each['name'] or each['class']} {100 * each['top1']:.1f} % of {each['n']}" for each in found)
 
 
 def _table(report: EvaluateReport) -> Table:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell_bad
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, telling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     from calibration.listing import find_images
     from exporter.compare import CompareOptions, compare_models
     from exporter.layer_ranges import layer_rows
-    from exporter.proof_inputs import contract_for, prepare_all
+    from exporter.proof_inputs import contract_for, files_read, prepare_all
     from exporter.report_files import reserved, write_reports
 
     options = CompareOptions(
@@ -57,11 +57,12 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     contract = contract_for(models, given["preset"], fields_of(given))
     listing = find_images(given["data"])
     silent = given["quiet"] or given["as_json"]
-    with reserved(given, [model.spec.file for model in models]) as places:
+    with reserved(given, files_read(models, given["data"], listing)) as places:
         with moving("compare", silent) as progress:
             report = compare_models(
-                models, listing, contract, options, path=str(given["data"]), on_bad=tell_bad, on_progress=progress
-            )
+                models, listing, contract, options, path=str(given["data"]), on_bad=telling(given["quiet"]),
+                on_progress=progress,
+            )  # fmt: skip
         told = report.to_json()
         if given["drift"]:
             from exporter.drift_rows import drift_rows
@@ -77,12 +78,12 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     elif not given["quiet"]:
         from exporter.cli.console import stdout_console
 
-        _show(stdout_console(), report, told.get("drift") or ())
+        _show(stdout_console(), report, told.get("drift") or (), told["passed"])
     if not told["passed"]:
         raise click.exceptions.Exit(1)
 
 
-def _show(console: Console, report: CompareReport, drift: Any) -> None:
+def _show(console: Console, report: CompareReport, drift: Any, passed: bool) -> None:
     from rich.text import Text
 
     from exporter.cli.console import print_notes
@@ -98,13 +99,14 @@ def _show(console: Console, report: CompareReport, drift: Any) -> None:
             line = Text.assemble(("  ✗ ", "red"), (f"{row['label']}: ", "bold"), f"{row['finding']}{where}")
             console.print(line, soft_wrap=True)
     for found in drift:
-        place = f"begins at {found['first']}" if found["first"] else "stays within its bounds"
+        within = "stays within its bounds" if found["layers"] else found["probed"]
+        place = f"begins at {found['first']}" if found["first"] else within
         console.print(Text.assemble(("  drift  ", "yellow"), f"{found['label']}: {place}"), soft_wrap=True)
     if report.notes:
         print_notes(console, report.notes)
     rows = (*report.results, *drift)
     failed = sum(not row["passed"] for row in rows)
-    verdict = ("✓ all agree", "green") if report.passed else (f"✗ {failed} of {len(rows)} do not agree", "red")
+    verdict = ("✓ all agree", "green") if passed else (f"✗ {failed} of {len(rows)} do not agree", "red")
     console.print(Text.assemble(verdict))
 
 
@@ -127,6 +129,11 @@ def _table(report: CompareReport) -> Table:
         largest = "–" if row["max_abs"] is None else f"{row['max_abs']:.2g}"
         table.add_row(
             row["label"], against, f"{row['sqnr_db']:.1f} dB", "" if bound is None else f"≥ {bound:g} dB", largest,
-            f"{100 * row['top1_agreement']:.2f} %", mark,
+            _agreement(row), mark,
         )  # fmt: skip
     return table
+
+
+def _agreement(row: dict[str, Any]) -> str:
+    low, high = row["top1_ci95"]
+    return f"{100 * row['top1_agreement']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"

@@ -94,6 +94,6 @@ def moving(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def tell_bad(file: BadFile) -> None:
-    """One line on stderr for an image that cannot be used."""
-    click.echo(f"skipped {file.path}: {file.reason}", err=True)
+def telling(quiet: bool) -> Callable[[BadFile], None] | None:
+    """One line on stderr for each image that cannot be used; ``None`` where nothing is to be said."""
+    return None if quiet else lambda file: click.echo(f"skipped {file.path}: {file.reason}", err=True)

@@ -36,6 +36,14 @@ def read_metadata(model: onnx.ModelProto) -> dict[str, Any]:
     }
 
 
+def declared_shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
+    """The shape of the one input that is no weight: ``None`` for a free side, empty where there are more inputs."""
+    stored = {item.name for item in model.graph.initializer}
+    inputs = [item for item in model.graph.input if item.name not in stored]
+    sides = inputs[0].type.tensor_type.shape.dim if len(inputs) == 1 else ()
+    return tuple(side.dim_value if side.dim_value > 0 else None for side in sides)
+
+
 def tool_versions() -> dict[str, str]:
     """Versions of the packages that shape the file."""
     return {name: metadata.version(name) for name in _TOOLS}

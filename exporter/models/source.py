@@ -20,6 +20,7 @@ from exporter.models.naming import BOOKKEEPING, Renamed, rename
 from exporter.models.resnet import ResNet, build_empty, build_random
 from exporter.models.variants import IMAGENET_NAMES, blueprint_for, is_variant
 from runtimes.errors import CheckpointError, ModelSourceError, ResnetExportError, UnavailableError, first_line
+from runtimes.kinds import is_file, kind_of
 
 RANDOM, DEFAULT = "random", "DEFAULT"
 
@@ -99,7 +100,7 @@ def load_model(model: str, options: SourceOptions | None = None) -> LoadedModel:
     path = Path(model)
     if model.startswith("timm:"):
         return load_timm(model.removeprefix("timm:"), options)
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" and not (is_file(model) and kind_of(model) == "checkpoint"):
         raise ModelSourceError(f"{model} is an ONNX file already; expected a PyTorch checkpoint or a variant's name")
     if is_variant(model):
         return _load_variant(model, options)

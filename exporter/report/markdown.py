@@ -14,6 +14,7 @@ from exporter.report.model import Report
 from exporter.report.points import TradeOff
 
 _SIGNS: Final = {"passed": "✅", "failed": "❌", "unproven": "➖"}
+_RANKS: Final = ("measured", "passed", "failed", "error")
 _ACTIVE: Final = re.compile(r"([\\`*_\[\]|~#@]|:(?=//|\w+:))")
 """What Markdown, or what a code forge makes of it (mentions, references, emoji, bare addresses), would act on."""
 
@@ -40,12 +41,14 @@ def render_markdown(report: Report) -> str:
 
 def _compact(report: Report) -> str:
     parity = {text.label_of(row): row for row in text.rows_of(report.parity)}
-    accuracy = {text.label_of(row): row for row in text.rows_of(report.evaluate)}
+    accuracy = {text.label_of(row): row for row in text.measured_or_failed(report.evaluate)}
     timed = _timed(report.trade_off, report)
     labels = list(dict.fromkeys([*parity, *accuracy, *timed]))
     if not labels:
         return ""
-    statuses = {outcome.name: outcome.status for outcome in reversed(report.outcomes())}
+    # The worst of a model's outcomes: one batch size can fail where another was measured.
+    ranked = sorted(report.outcomes(), key=lambda outcome: _RANKS.index(outcome.status))
+    statuses = {outcome.name: outcome.status for outcome in ranked}
     words = {"passed": "✅", "failed": "❌ failed", "error": "❌ not run", "measured": ""}
     rows = [
         (
@@ -66,7 +69,8 @@ def _compact(report: Report) -> str:
 def _timed(found: TradeOff, report: Report) -> dict[str, str]:
     rows = text.rows_of(report.bench)
     chosen = [row for row in rows if found.batch is None or row.get("batch") == found.batch]
-    return {text.label_of(row): text.milliseconds(row.get("p50_ms")) for row in chosen}
+    failed = {text.label_of(row): text.MISSING for row in text.rows_of(report.bench, "failures")}
+    return failed | {text.label_of(row): text.milliseconds(row.get("p50_ms")) for row in chosen}
 
 
 def _latency_title(found: TradeOff) -> str:
@@ -74,7 +78,8 @@ def _latency_title(found: TradeOff) -> str:
 
 
 def _details(report: Report) -> list[Table]:
-    parity, evaluate, bench = (text.rows_of(each) for each in (report.parity, report.evaluate, report.bench))
+    documents = (report.parity, report.evaluate, report.bench)
+    parity, evaluate, bench = (text.measured_or_failed(each) for each in documents)
     found = [
         tables.parity_table(parity),
         tables.accuracy_table(evaluate),

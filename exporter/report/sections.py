@@ -99,7 +99,7 @@ def _drift(report: Report) -> Section:
 
 
 def _accuracy(report: Report) -> Section | None:
-    rows = text.rows_of(report.evaluate)
+    rows, told = text.rows_of(report.evaluate), text.measured_or_failed(report.evaluate)
     if report.evaluate is None:
         return None
     known = precisions(report.parity, rows)
@@ -111,7 +111,7 @@ def _accuracy(report: Report) -> Section | None:
             accuracy_rows(rows, known),
             key,
         ),
-        tables.accuracy_table(rows) if rows else Text("No runtime was evaluated."),
+        tables.accuracy_table(told) if told else Text("No runtime was evaluated."),
     ]
     if any(text.rows_of(row, "per_class") for row in rows):
         blocks.append(tables.class_table(rows))
@@ -157,7 +157,7 @@ def _thumbnail(row: Mapping[str, Any]) -> Thumbnail:
 
 
 def _latency(report: Report) -> Section | None:
-    rows = text.rows_of(report.bench)
+    rows, told = text.rows_of(report.bench), text.measured_or_failed(report.bench)
     if report.bench is None:
         return None
     known = precisions(report.parity, rows)
@@ -175,7 +175,7 @@ def _latency(report: Report) -> Section | None:
         )
     if any(row.get("noisy") for row in rows):
         blocks.append(Text("Rows marked noisy varied so much between rounds that small differences mean nothing."))
-    blocks.append(tables.latency_table(rows) if rows else Text("Nothing was timed."))
+    blocks.append(tables.latency_table(told) if told else Text("Nothing was timed."))
     lead = "Beside the median: how many times as fast as the first runtime, with the 95 % interval where there is one."
     return Section("latency", "How fast is it?", lead, tuple(blocks))
 

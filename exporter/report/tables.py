@@ -113,7 +113,7 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> Table:
 def class_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Accuracy on each class, a column per runtime."""
     known = {text.label_of(row): text.rows_of(row, "per_class") for row in rows if text.rows_of(row, "per_class")}
-    by_label = {label: {text.plain(each.get("class")): each for each in found} for label, found in known.items()}
+    by_label = {label: {_class_name(each): each for each in found} for label, found in known.items()}
     classes = list(dict.fromkeys(name for found in by_label.values() for name in found))[:_MOST_ROWS]
     cells = []
     for name in classes:
@@ -122,6 +122,10 @@ def class_table(rows: Sequence[dict[str, Any]]) -> Table:
         cells.append((name_cell(name), number_cell(images, text.count), *values))
     columns = (*_columns("Class", "#Images"), *(Column(label, numeric=True) for label in by_label))
     return Table("table-classes", "Top-1 accuracy on each class", columns, tuple(cells), folded=True)
+
+
+def _class_name(row: Mapping[str, Any]) -> str:
+    return text.plain(row.get("name") or row.get("class"))
 
 
 def confusion_table(ident: str, rows: Sequence[Mapping[str, Any]]) -> Table:

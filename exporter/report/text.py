@@ -10,6 +10,7 @@ from typing import Any, Final
 from runtimes.statistics import SQNR_CAP_DB
 
 AS_SIMULATED: Final = " as simulated"
+DRIFT: Final = ", layer by layer"
 MISSING: Final = "–"
 _LARGEST: Final = 1e100  # nothing measured is larger, and its square is still finite
 
@@ -164,6 +165,11 @@ def rows_of(document: Any, key: str = "results") -> list[dict[str, Any]]:
     """The list of objects under a key; empty where there is none."""
     found = document.get(key) if isinstance(document, dict) else None
     return [row for row in found if isinstance(row, dict)] if isinstance(found, (list, tuple)) else []
+
+
+def measured_or_failed(document: Any) -> list[dict[str, Any]]:
+    """The results, and after them what could not be measured, with its ``error``."""
+    return rows_of(document) + rows_of(document, "failures")
 
 
 def mapping(document: Any, key: str) -> dict[str, Any]:

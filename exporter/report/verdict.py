@@ -69,7 +69,9 @@ def outcomes_of(name: str, document: Document) -> tuple[Outcome, ...]:
     if document is None:
         return ()
     found = [_outcome(name, row) for row in text.rows_of(document)]
-    if "passed" not in document:
+    found += [_failed(name, row) for row in text.rows_of(document, "failures")]
+    found += [_drifted(name, row) for row in text.rows_of(document, "drift") if text.rows_of(row, "layers")]
+    if "passed" not in document or (document["passed"] is None and name != "parity"):
         return tuple(found)
     passed = document["passed"] is True and bool(found)
     told = any(outcome.status in ("failed", "error") for outcome in found)
@@ -110,6 +112,21 @@ def _outcome(name: str, row: dict[str, Any]) -> Outcome:
     return Outcome(name, label, "failed", str(row.get("finding") or "it did not pass"), seconds)
 
 
+def _failed(name: str, row: dict[str, Any]) -> Outcome:
+    """What could not be measured at all."""
+    batch = f"batch {row['batch']}: " if row.get("batch") else ""
+    return Outcome(name, text.label_of(row), "error", f"{batch}{row.get('error') or 'it could not be run'}")
+
+
+def _drifted(name: str, row: dict[str, Any]) -> Outcome:
+    """A model whose layers were looked at."""
+    label, first = f"{text.label_of(row)}{text.DRIFT}", row.get("first")
+    first = first.get("layer") if isinstance(first, dict) else first
+    if first or row.get("passed") is False:
+        return Outcome(name, label, "failed", f"begins to differ at {first}" if first else "it did not pass")
+    return Outcome(name, label, "passed")
+
+
 def _silent(name: str, any_results: bool) -> str:
     return f"the {name} gate did not pass" if any_results else f"the {name} document holds no results"
 
@@ -130,8 +147,8 @@ def _failure(found: list[Outcome], bad: list[Outcome]) -> str:
 
 
 def _model(outcome: Outcome) -> str:
-    """Whose outcome it is: an INT8 model has two."""
-    return outcome.name.removesuffix(text.AS_SIMULATED)
+    """Whose outcome it is: an INT8 model has two, and one more where its layers were looked at."""
+    return outcome.name.removesuffix(text.DRIFT).removesuffix(text.AS_SIMULATED)
 
 
 def _success(parity: Document, judged: list[Outcome]) -> str:

@@ -64,13 +64,17 @@ def annotated(documents: Documents, gates: Sequence[Gate]) -> dict[str, dict[str
     """The documents with the gates in their rows, so that a report shows a gate that fails as a failure."""
     found = {name: deepcopy(document) for name, document in documents.items()}
     for gate in gates:
-        if gate.limit is None or gate.passed or gate.model is None:
+        if gate.limit is None or gate.model is None:
             continue
         document = found[_DOCUMENT[gate.gate]]
         for row in document["results"]:
-            if row["label"] == gate.model and not row.get("simulated"):
+            if row["label"] != gate.model or row.get("simulated"):
+                continue
+            if not gate.passed:
                 earlier = f"{row['finding']}; " if row.get("finding") else ""
                 row |= {"passed": False, "finding": f"{earlier}{gate.message}"}
+            elif row.get("passed", True) is None:
+                row["passed"] = True
     return found
 
 

@@ -57,6 +57,7 @@ def evaluate(settings: Settings, who: Sequence[Subject]) -> Made:
     """Accuracy of the model and of every file."""
     from calibration.listing import find_images
     from exporter.evaluate import EvaluateOptions, evaluate_models
+    from exporter.proof_inputs import agreed_labels
 
     models, contract, notes = _opened(settings, who)
     wanted, data, images = settings["evaluate"], settings["data"], _images(settings)
@@ -64,7 +65,7 @@ def evaluate(settings: Settings, who: Sequence[Subject]) -> Made:
         images=wanted["images"], seed=data["seed"], batch=wanted["batch"], workers=data["workers"] or 0,
         max_bad=data["max_bad"],
     )  # fmt: skip
-    names = next((model.labels for model in models if model.labels), ())
+    names = agreed_labels(models)
     report = evaluate_models(
         [model.subject() for model in models], find_images(images), contract, options, path=str(images),
         class_names=names, on_bad=notes.bad,
@@ -72,7 +73,8 @@ def evaluate(settings: Settings, who: Sequence[Subject]) -> Made:
     write_json(Layout(settings.folder).document("evaluate"), report.to_json())
     tops = [row["top1"] for row in report.results]
     first = f"top-1 {100 * tops[0]:.2f} %" if tops else "nothing could be run"
-    return Made(first + (f", lowest {100 * min(tops):.2f} %" if tops else ""), tuple(notes.lines))
+    told = first + (f", lowest {100 * min(tops):.2f} %" if tops else "")
+    return Made(told, (*notes.lines, *report.notes))
 
 
 def bench(settings: Settings, who: Sequence[Subject]) -> Made:
@@ -86,7 +88,8 @@ def bench(settings: Settings, who: Sequence[Subject]) -> Made:
     plan = Plan(wanted["rounds"], wanted["turn_ms"], seed=seed % (1 << 32), isolated=wanted["cold"])
     sizes = wanted["batches"]
     listing = sample(find_images(settings.images), max(sizes), seed) if settings.images is not None else ()
-    images = bench_images(contract, max(sizes), listing)
+    # As many as a batch: those of them that can be used are enough, and the other proofs count the rest.
+    images = bench_images(contract, max(sizes), listing, max_bad=1.0)
     report = bench_models([model.subject() for model in models], sizes, images, plan)
     write_json(Layout(settings.folder).document("bench"), report.to_json())
     rows = [row for row in report.results if row["batch"] == sizes[0]]

@@ -65,6 +65,7 @@ def parity(
     results = [_parity_row(index, index in failing, index in crashed) for index in range(count)]
     return {
         "schema": 1,
+        "command": "parity",
         "reference": {
             "runtime": "eager",
             "file": "r50.pth",
@@ -242,6 +243,7 @@ def evaluate(count: int = 5, classes: int = 10, passed: bool = True) -> dict[str
         )
     return {
         "schema": 1,
+        "command": "evaluate",
         "data": {"path": "imagenet/val", "images": 8000},
         "results": results,
         "passed": passed,
@@ -285,4 +287,4 @@ def bench(count: int = 5, batches: tuple[int, ...] = (1, 8)) -> dict[str, Any]:
                     },
                 }
             )
-    return {"schema": 1, "results": results, "environment": _ENVIRONMENT}
+    return {"schema": 1, "command": "bench", "results": results, "environment": _ENVIRONMENT}

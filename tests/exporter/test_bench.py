@@ -70,8 +70,12 @@ def test_images_that_cannot_be_used_are_passed_over(tmp_path):
         Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
     (tmp_path / "0.png").write_bytes(b"broken")
     listing = find_images(tmp_path)
-    assert len(bench_images(CONTRACT, 2, listing)) == 2
-    assert len(bench_images(CONTRACT, 8, listing)) == 3
+    told = []
+    assert len(bench_images(CONTRACT, 2, listing, max_bad=0.25, on_bad=told.append)) == 2
+    assert [bad.path.name for bad in told] == ["0.png"]
+    assert len(bench_images(CONTRACT, 8, listing, max_bad=0.25)) == 3
+    with pytest.raises(DataError, match="cannot be used"):
+        bench_images(CONTRACT, 8, listing)
     with pytest.raises(DataError, match="cannot be used"):
         bench_images(CONTRACT, 2, listing[:1])
 

@@ -14,9 +14,14 @@ from onnx import numpy_helper
 
 from exporter.cli import main
 from exporter.engine import build_engine
+from exporter.graph.metadata import PREFIX
+from exporter.opening import Opening
+from exporter.proof_inputs import contract_for, files_read
 from exporter.report.schema import validate
+from runtimes.registry import parse
 from runtimes.tensorrt.build import BuildOptions
 from tests.exporter.test_cli_engine import cli
+from tests.runtimes.models import FunctionRuntime
 
 __all__ = ["cli"]
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -81,6 +86,23 @@ def test_a_wrong_weight_fails_and_drift_names_the_layer(files: dict[str, Path], 
     assert "begins at layer2.0.conv1" in shown
 
 
+def test_drift_alone_fails_on_the_console_too_and_what_was_not_looked_at_is_not_within_bounds(
+    files: dict[str, Path], cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = {"label": "openvino", "runtime": "openvino", "file": "x.onnx"}
+    found = [
+        {**head, "layers": [{"layer": "conv1"}], "first": "conv1", "probed": "", "passed": False},
+        {**head, "layers": [], "first": None, "probed": "not looked at: its ONNX file is not known", "passed": True},
+    ]
+    monkeypatch.setattr("exporter.drift_rows.drift_rows", lambda *_, **__: found)
+    words = ("--data", TEST, "--images", "8", "--drift")
+    done = cli("parity", files["float"], f"openvino:{files['float']}", *words)
+    assert done.code == 1
+    assert "✗ 1 of 3 do not agree" in done.out
+    assert "not looked at: its ONNX file is not known" in done.out
+    assert "within its bounds" not in done.out
+
+
 def test_a_file_of_another_target_is_told_from_a_wrong_one(files: dict[str, Path], cli: Any) -> None:
     done = cli("parity", files["float"], files["trt"], "--data", TEST, "--images", "64", "--json")
     assert done.code == 0, done.document
@@ -100,6 +122,7 @@ def test_accuracy_is_measured_against_the_first(files: dict[str, Path], tmp_path
     done = cli("evaluate", EAGER, files["float"], files["ort"], "--data", TEST, "--html", tmp_path / "r.html", "--json")
     assert done.code == 0, done.err
     validate("evaluate", done.document)
+    assert done.document["passed"] is None  # no drop was asked for
     eager, same, int8 = done.document["results"]
     assert eager["top1"] == same["top1"] > 0.9
     assert eager["mcnemar_p"] is None
@@ -182,6 +205,163 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     assert message in done.err
     assert [line for line in done.err.splitlines() if line.startswith("error: ")] == done.err.splitlines()
     assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.parametrize("option", ["--html", "--junit", "--markdown"])
+def test_no_report_replaces_a_file_that_was_read(option: str, files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    picture = tmp_path / "a.png"
+    picture.write_bytes(next(TEST.rglob("*.png")).read_bytes())
+    (tmp_path / "list.txt").write_text("a.png 3\n")
+    model = onnx.load(files["float"])
+    onnx.save(model, tmp_path / "big.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    weights = tmp_path / "copy.pth"
+    weights.write_bytes(CHECKPOINT.read_bytes())
+    module = f"eager:{weights}"
+    read = [tmp_path / name for name in ("a.png", "list.txt", "big.onnx", "weights.bin", "copy.pth")]
+    before = [path.read_bytes() for path in read]
+    for path in read:
+        specs = [tmp_path / "big.onnx", module]
+        for command in ("parity", "evaluate", "bench"):
+            done = cli(command, *specs, "--data", tmp_path / "list.txt", option, path)
+            assert done.code == 2, done.err
+            assert f"error: {option} {path} is the same file as the input" in done.err
+            assert done.err.rstrip().endswith(f"give another {option}")
+    assert [path.read_bytes() for path in read] == before
+
+
+def test_the_files_that_options_name_are_read_too(tmp_path: Path) -> None:
+    spec = parse(f"eager:resnet20@weights={tmp_path / 'w.pth'}")
+    model = Opening(spec, FunctionRuntime(lambda batch: batch), None, (), None, None, None)
+    assert tmp_path / "w.pth" in files_read([model], None, ())
+
+
+def test_a_document_in_which_every_model_failed_becomes_a_report(tmp_path: Path, cli: Any) -> None:
+    for command in ("evaluate", "bench"):
+        failure = {"runtime": "openvino", "file": "x.onnx", "label": "openvino:x.onnx", "error": "out of memory"}
+        document = {"schema": 1, "command": command, "results": [], "failures": [failure], "environment": {}}
+        document |= {"passed": False} if command == "evaluate" else {}
+        (tmp_path / command).write_text(json.dumps(document))
+        done = cli("report", tmp_path / command, "--html", tmp_path / "r.html", "--json")
+        assert (done.code, done.document["status"]) == (1, "failed"), done.err
+        assert done.document["documents"] == [command]
+        assert "out of memory" in (tmp_path / "r.html").read_text()
+
+
+def test_models_that_name_their_classes_in_another_order_are_not_compared(
+    files: dict[str, Path], tmp_path: Path, cli: Any
+) -> None:
+    for name, labels in (("ab", "abcdefghij"), ("ba", "bacdefghij")):
+        model = onnx.load(files["float"])
+        (told,) = (entry for entry in model.metadata_props if entry.key == f"{PREFIX}classes")
+        told.value = json.dumps({"count": 10, "labels": list(labels)})
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    for command in ("parity", "evaluate"):
+        done = cli(command, tmp_path / "ab.onnx", tmp_path / "ba.onnx", "--data", TEST)
+        assert done.code == 2, done.err
+        assert "have different classes (0: 'a' and 'b')" in done.err
+
+
+def test_models_of_other_classes_are_told_by_label(files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    onnx.save(_with_more_classes(files["float"]), tmp_path / "other.onnx")
+    for command in ("parity", "evaluate"):
+        done = cli(command, files["float"], tmp_path / "other.onnx", "--data", TEST)
+        assert done.code == 2
+        assert "float.onnx tells 10 classes apart and " in done.err
+        assert "other.onnx 11: give models" in done.err
+
+
+def test_damaged_preprocessing_is_told_with_its_model_and_advice_that_helps(
+    files: dict[str, Path], tmp_path: Path, cli: Any
+) -> None:
+    model = onnx.load(files["float"])
+    (told,) = (entry for entry in model.metadata_props if entry.key == f"{PREFIX}preprocessing")
+    told.value = told.value.replace("bilinear", "trilinear")
+    onnx.save(model, tmp_path / "damaged.onnx")
+    done = cli("bench", tmp_path / "damaged.onnx", "--preset", "cifar")
+    assert done.code == 2
+    assert "damaged.onnx: the model's own preprocessing cannot be used" in done.err
+    assert "--preset" not in done.err
+
+
+def test_a_checkpoint_is_one_whatever_its_name(tmp_path: Path, cli: Any) -> None:
+    (tmp_path / "ck.onnx").write_bytes(CHECKPOINT.read_bytes())
+    done = cli("evaluate", tmp_path / "ck.onnx", "--data", TEST, "--images", "10")
+    assert done.code == 0, done.err
+
+
+def test_the_console_tells_the_worst_classes_by_name_and_the_interval_of_the_agreement(
+    files: dict[str, Path], tmp_path: Path, cli: Any
+) -> None:
+    for place, folder in enumerate(sorted(TEST.iterdir())):
+        named = tmp_path / "d" / f"class-{place}"
+        named.mkdir(parents=True)
+        for picture in sorted(folder.glob("*.png"))[:4]:
+            (named / picture.name).write_bytes(picture.read_bytes())
+    moved = next((tmp_path / "d" / "class-7").iterdir())
+    moved.rename(tmp_path / "d" / "class-3" / "moved.png")
+    shown = cli("evaluate", files["float"], "--data", tmp_path / "d").out
+    assert f"  worst  onnxruntime:{files['float']}: class-3 80.0 % of 5" in shown
+    assert "100.00 % (" in cli("parity", EAGER, files["float"], "--data", TEST, "--images", "20").out
+
+
+def _without_metadata(path: Path, to: Path) -> Path:
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, to)
+    return to
+
+
+def test_a_preset_is_fitted_to_what_a_foreign_file_declares(files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    foreign = _without_metadata(files["float"], tmp_path / "foreign.onnx")
+    done = cli("evaluate", foreign, "--data", TEST, "--images", "20", "--preset", "imagenet", "--json")
+    assert done.code == 0, done.err
+    contract = done.document["data"]["preprocessing"]
+    declared = [side.dim_value for side in onnx.load(foreign).graph.input[0].type.tensor_type.shape.dim]
+    assert [len(contract["mean"]), *contract["size"]] == declared[1:]
+
+
+def test_a_preset_for_a_grey_model_makes_grey_images() -> None:
+    shape = (None, 1, 28, 30)
+    model = Opening(
+        parse("eager:resnet20"), FunctionRuntime(lambda batch: batch), None, (), None, None, None, shape=shape
+    )
+    contract = contract_for([model], "cifar", {})
+    assert (contract.color, contract.size, len(contract.mean)) == ("L", (28, 30), 1)
+
+
+def test_a_foreign_file_is_timed_on_noise_and_not_on_images(files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    foreign = _without_metadata(files["float"], tmp_path / "foreign.onnx")
+    words = ("--rounds", "2", "--turn-ms", "1", "--no-cold")
+    assert cli("bench", foreign, *words, "--json").document["failures"] == []
+    refused = cli("bench", foreign, *words, "--data", TEST)
+    assert refused.code == 2
+    assert "give --preset" in refused.err
+
+
+def test_images_of_another_size_are_refused_before_anything_is_timed(
+    files: dict[str, Path], tmp_path: Path, cli: Any
+) -> None:
+    model = onnx.load(files["float"])
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 999
+    onnx.save(model, tmp_path / "tall.onnx")
+    for command, data in (("bench", ()), ("evaluate", ("--data", TEST))):
+        done = cli(command, tmp_path / "tall.onnx", *data)
+        assert (done.code, done.out) == (2, ""), done.err
+        assert "tall.onnx takes images of 3x999x32, and the preprocessing makes 3x32x32" in done.err
+
+
+def test_quiet_says_nothing_of_skipped_images(files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    pictures = sorted(TEST.rglob("*.png"))[:3]
+    for picture in pictures:
+        (tmp_path / "d" / picture.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / picture.parent.name / picture.name).write_bytes(picture.read_bytes())
+    (tmp_path / "d" / pictures[0].parent.name / "bad.png").write_bytes(b"broken")
+    words = ("parity", files["float"], f"openvino:{files['float']}", "--data", tmp_path / "d", "--max-bad", "0.5")
+    assert "skipped" in cli(*words).err
+    done = cli(*words, "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    bench = ("bench", files["float"], "--data", tmp_path / "d", "--rounds", "2", "--turn-ms", "1", "--no-cold")
+    assert "bad.png" in cli(*bench, "--batch", "4", "--max-bad", "0").err
 
 
 def _with_more_classes(path: Path) -> onnx.ModelProto:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from calibration.images import BadFile, ImageFile, find_images
 from calibration.preprocess import PRESETS
-from exporter.evaluate import EvaluateOptions, evaluate_models, with_labels
+from exporter.evaluate import EvaluateOptions, evaluate_models
+from exporter.labelled import with_labels
 from exporter.subjects import Subject
 from runtimes.errors import DataError, GraphError, InputError, TensorError, UnavailableError
 from tests.runtimes.models import FunctionRuntime
@@ -64,14 +65,15 @@ def test_the_report_counts_every_image_and_names_the_changed_ones(tmp_path):
     assert second["mcnemar_p"] == pytest.approx(0.25)  # three coins that fall alike, on either side
     assert [each["file"] for each in second["changes"]] == [str(file.path) for file in listing[15:]]
     assert second["confusion"] == [{"from": 5, "to": 0, "count": 3}]
-    assert second["per_class"][5] == {"class": 5, "n": 3, "top1": 0.0}
-    assert report.passed
+    assert second["per_class"][5] == {"class": 5, "n": 3, "top1": 0.0, "name": "class5"}
+    assert report.passed is None  # nothing was asked for
+    assert [row["passed"] for row in report.results] == [None, None]
 
 
 def test_the_report_is_json_as_agreed(tmp_path):
     document = evaluated(folders(tmp_path), subject("a"), subject("b", shifted)).to_json()
     assert json.loads(json.dumps(document)) == document
-    assert set(document) == {"schema", "data", "results", "failures", "passed", "environment"}
+    assert set(document) == {"schema", "command", "data", "results", "failures", "passed", "notes", "environment"}
     assert {
         "runtime", "file", "label", "n", "top1", "top1_ci95", "top5", "top5_ci95", "per_class", "mcnemar_p",
         "only_reference_right", "only_this_right", "changed", "changes", "confusion", "seconds", "used",
@@ -143,11 +145,29 @@ def test_only_images_that_were_used_are_reported_where_all_subjects_fail(tmp_pat
     assert (report.data["images"], report.results, report.passed) == (2, (), False)
 
 
-@pytest.mark.parametrize(("allowed", "passed"), [(3 / 18, True), (0.16, False), (0.0, False), (None, True)])
+@pytest.mark.parametrize(("allowed", "passed"), [(3 / 18, True), (0.16, False), (0.0, False)])
 def test_a_drop_beyond_the_allowed_one_does_not_pass(tmp_path, allowed, passed):
     report = evaluated(folders(tmp_path), subject("a"), subject("b", shifted), max_drop=allowed)
     assert report.passed is passed
     assert [row["finding"] is None for row in report.results] == [True, passed]
+
+
+@pytest.mark.parametrize("allowed", [None, 1.0])
+def test_nan_among_the_logits_does_not_pass_not_even_in_the_first_model(tmp_path, allowed):
+    def nowhere(batch):
+        return np.full_like(brightness(batch), np.nan)
+
+    def once(batch):
+        logits = brightness(batch)
+        logits[logits.argmax(axis=1) == 5, 0] = np.inf
+        return logits
+
+    report = evaluated(folders(tmp_path), subject("a", nowhere), subject("b", once), subject("c"), max_drop=allowed)
+    assert [row["finding"] for row in report.results] == [
+        "18 images have NaN or Inf among the logits", "3 images have NaN or Inf among the logits", None,
+    ]  # fmt: skip
+    assert [row["passed"] for row in report.results] == [False, False, None if allowed is None else True]
+    assert report.passed is False
 
 
 def test_an_improvement_is_no_drop(tmp_path):
@@ -168,11 +188,36 @@ def test_a_part_of_the_folders_without_names_is_refused(tmp_path):
         evaluated(folders(tmp_path, ["ant", "bee", "cat"]), subject("a"))
 
 
-@pytest.mark.parametrize("names", [("ant", "bee"), ("ant", "bee", "bee", "cat"), ()])
-def test_names_that_do_not_tell_every_folder_leave_it_to_the_alphabet(tmp_path, names):
-    labelled, classes = with_labels(folders(tmp_path, ["ant", "bee", "cat"]), names)
-    assert [file.label for file in labelled] == [0] * EACH + [1] * EACH + [2] * EACH
-    assert classes == 3
+@pytest.mark.parametrize(("names", "strange"), [(("ant", "bee"), "cat"), (("cat", "bee", "bee", "ant"), "bee")])
+def test_names_that_tell_some_of_the_folders_are_refused_with_the_others(tmp_path, names, strange):
+    with pytest.raises(DataError, match=rf"1 of 3 folders are no class of the models \({strange}\)"):
+        evaluated(folders(tmp_path, ["ant", "bee", "cat"]), subject("a"), class_names=names)
+
+
+@pytest.mark.parametrize("names", [("zero", "one", "two"), ()])
+def test_names_that_tell_no_folder_leave_it_to_the_alphabet_which_is_noted(tmp_path, names):
+    found = with_labels(folders(tmp_path, ["ant", "bee", "cat"]), names)
+    assert [file.label for file in found.files] == [0] * EACH + [1] * EACH + [2] * EACH
+    assert found.classes == 3
+    assert "the folders' places in the alphabet are the labels" in found.notes[0]
+    assert evaluated(folders(tmp_path / "all"), subject("a")).notes == (
+        "the models do not name their classes: the folders' places in the alphabet are the labels",
+    )
+
+
+def test_a_label_that_is_no_class_is_refused_by_file_before_anything_runs(tmp_path):
+    listing = folders(tmp_path)
+    listing = [replace(file, class_name=None) for file in listing[:-1]] + [ImageFile(listing[-1].path, 12)]
+    ran = []
+
+    def counted(batch):
+        ran.append(len(batch))
+        return brightness(batch)
+
+    declared = FunctionRuntime(counted, "a", classes=CLASSES)
+    with pytest.raises(DataError, match=r"class5/2\.png has the label 12, and the models have 6 classes"):
+        evaluated(listing, subject("a", runtime=declared), batch=1)
+    assert not ran
 
 
 def test_images_without_labels_are_refused_by_name(tmp_path):

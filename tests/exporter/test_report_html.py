@@ -13,6 +13,7 @@ import pytest
 
 from exporter.report.html import render_html
 from exporter.report.model import Report
+from exporter.report.tables import class_table
 from tests.exporter import report_samples as samples
 from tests.exporter.report_documents import bench, drift_of, evaluate, parity
 
@@ -200,3 +201,11 @@ def test_a_network_of_a_thousand_layers_and_classes_stays_a_page() -> None:
 def test_how_the_layers_were_looked_at_is_said_once() -> None:
     text = " ".join(Page(render_html(samples.full())).texts)
     assert text.count(drift_of(0)["probed"]) == 1
+
+
+def test_classes_are_shown_by_name() -> None:
+    document = evaluate(1)
+    for row in document["results"]:
+        row["per_class"] = [{"class": 3, "n": 5, "top1": 1.0, "name": "tiger cat"}]
+    (cells,) = class_table(document["results"]).rows
+    assert cells[0].shown == "tiger cat"

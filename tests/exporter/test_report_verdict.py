@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
 
+from exporter.report.html import render_html
+from exporter.report.junit import render_junit
+from exporter.report.markdown import render_markdown
 from exporter.report.model import Report
 from exporter.report.points import precisions
 from runtimes.errors import InputError
@@ -126,3 +130,53 @@ def test_importing_the_report_loads_no_framework() -> None:
     code = "import sys, exporter.report.html, exporter.report.schema; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "onnx", "onnxruntime", "jinja2", "jsonschema", "PIL"} & set(done.stdout.split())
+
+
+def test_an_accuracy_that_was_only_measured_is_no_pass() -> None:
+    document = {**evaluate(2), "passed": None}
+    for row in document["results"]:
+        row |= {"passed": None, "finding": None}
+    assert Report(evaluate=document).verdict.status == "unproven"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "bench"])
+def test_what_could_not_be_measured_fails_every_report_by_name(name: str) -> None:
+    failure = {"runtime": "openvino", "file": "x.onnx", "label": "openvino x.onnx", "error": "out of memory"}
+    document = {"evaluate": evaluate(1), "bench": bench(1)}[name]
+    if name == "bench":
+        failure = {**failure, "batch": 8}
+    else:
+        document["passed"] = False
+    report = Report(**{name: {**document, "failures": [failure]}})  # type: ignore[arg-type]
+    assert report.verdict.headline == "Not proven: 1 of 3 runtimes could not be run (openvino x.onnx)."
+    cases = ET.fromstring(render_junit(report)).findall(".//testcase[@name='openvino x.onnx']/error")
+    assert [case.attrib["message"] for case in cases] == [("batch 8: " if name == "bench" else "") + "out of memory"]
+    assert render_html(report).count("out of memory") >= 3  # the finding, the table, the data
+    told = render_markdown(report)
+    assert "| openvino x.onnx | ❌ not run |" in told
+    assert "error: out of memory" in told
+
+
+def test_a_batch_that_failed_is_not_hidden_by_one_that_was_measured() -> None:
+    document = bench(0, batches=(1,))
+    row = document["results"][0]
+    failure = {"runtime": "eager", "label": row["label"], "batch": 8, "error": "out of memory"}
+    assert "❌ not run" in render_markdown(Report(bench={**document, "failures": [failure]}))
+
+
+def test_drift_that_failed_names_the_layer_in_every_report() -> None:
+    document = parity(5, drift=True)
+    row = document["drift"][0]
+    row["first"], row["passed"] = "layer3.1.conv2", False
+    report = Report(parity={**document, "passed": False})
+    assert report.verdict.status == "failed"
+    (case,) = ET.fromstring(render_junit(report)).findall(".//testcase/failure")
+    assert case.attrib["message"] == "begins to differ at layer3.1.conv2"
+    assert "(parity): begins to differ at layer3.1.conv2" in render_markdown(report)
+
+
+def test_a_model_whose_layers_were_not_looked_at_is_no_outcome() -> None:
+    document = parity(1, drift=True)
+    before = len(Report(parity=document).outcomes())
+    document["drift"].append({"label": "x", "runtime": "x", "layers": [], "first": None, "passed": True})
+    assert len(Report(parity=document).outcomes()) == before

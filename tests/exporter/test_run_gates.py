@@ -67,6 +67,16 @@ def test_a_report_shows_a_failed_gate_as_a_failure_of_its_row_alone(tmp_path: Pa
     assert all("too " in row["finding"] for row in failed)
 
 
+def test_a_report_shows_a_drop_that_is_allowed_as_passed_and_what_nobody_judged_as_measured(tmp_path: Path) -> None:
+    documents = deepcopy(DOCUMENTS)
+    for row in documents["evaluate"]["results"]:
+        row["passed"] = None
+    gates = judge(settings(tmp_path, "max_drop = 5\nmax_latency_ms = 50"), documents)
+    found = annotated(documents, gates)
+    assert [row["passed"] for row in found["evaluate"]["results"]] == [None, None, True]
+    assert not any("passed" in row for row in found["bench"]["results"])
+
+
 @pytest.mark.parametrize(
     ("name", "gates"), [("parity", "min_sqnr_db = 1"), ("evaluate", "max_drop = 9"), ("bench", "max_latency_ms = 99")]
 )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from runtimes.precision import carried, computed
 from tests.runtimes.models import onnx_linear, weights
@@ -22,6 +22,12 @@ def test_weights_in_other_files_need_not_be_there(tmp_path):
     onnx.save(onnx_linear(weights()), path, save_as_external_data=True, location="w.bin", size_threshold=0)
     (tmp_path / "w.bin").unlink()
     assert carried(onnx.load(path, load_external_data=False)) == "fp32"
+
+
+@pytest.mark.parametrize("operator", ["ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QLinearConv"])
+def test_a_file_of_integer_operators_is_int8_without_any_q_dq(operator):
+    graph = helper.make_graph([helper.make_node(operator, ["x", "w"], ["y"])], "g", [], [])
+    assert carried(helper.make_model(graph)) == "int8"
 
 
 @pytest.mark.parametrize(
