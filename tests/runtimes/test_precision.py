@@ -36,6 +36,8 @@ def test_weights_in_other_files_need_not_be_there(tmp_path):
         ("fp16", {"precision": "f32"}, "fp16"),
         ("int8", {"precision": "bf16", "tf32": True}, "int8"),
         (None, {"dtype": "float16"}, None),
+        ("fp16", {"precision": "bf16"}, "bf16"),
+        ("bf16", {"precision": "f16"}, "bf16"),
     ],
 )
 def test_a_model_is_computed_in_its_own_precision_or_the_lower_one_asked_for(own, options, expected):
