@@ -147,7 +147,7 @@ class Int8SimRuntime(Runtime):
             raise GraphError(f"the model has opset {opset}, expected {_OLDEST_OPSET} or later")
         unknown = sorted(set(unknown_operators(model)) - _LINEAR)
         if unknown:
-            raise GraphError(f"the model has {', '.join(unknown)}, which {self.name} cannot simulate")
+            raise GraphError(f"the model has {', '.join(unknown)}, which cannot be simulated")
         taken = {name for node in nodes for name in node.input} | {item.name for item in model.graph.output}
         for node in nodes:
             if any(name in taken for name in node.output[1:] if name):

@@ -54,6 +54,10 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         simulated=given["simulated"], min_sqnr_db=given["min_sqnr"], min_agreement=given["min_agreement"],
     )  # fmt: skip
     models = prepare_all(given["models"])
+    if given["drift"]:
+        from exporter.drift_rows import check_reference, drift_rows
+
+        check_reference(models[0])
     contract = contract_for(models, given["preset"], fields_of(given))
     listing = find_images(given["data"])
     silent = given["quiet"] or given["as_json"]
@@ -64,8 +68,6 @@ def command(document: TextIO | None, /, **given: Any) -> None:
             )
         told = report.to_json()
         if given["drift"]:
-            from exporter.drift_rows import drift_rows
-
             with moving("drift", silent) as progress:
                 told["drift"] = drift_rows(models, listing, contract, seed=given["seed"], on_progress=progress)
             told["passed"] = report.passed and all(row["passed"] for row in told["drift"])
