@@ -27,10 +27,11 @@ def thumbnails(results: Iterable[Mapping[str, Any]], most: int = _MOST) -> Itera
         results: Of ``evaluate``.
         most: Pictures in all, shared evenly among the runtimes that changed any.
     """
-    changed = [row for row in results if row.get("changes")]
+    changed = [row for row in results if isinstance(row.get("changes"), list) and row["changes"]]
     for row in changed:
         for change in row["changes"][: max(most // len(changed), 1)]:
-            picture = picture_of(change["file"])
+            name = change.get("file") if isinstance(change, Mapping) else None
+            picture = picture_of(name) if isinstance(name, str) else None
             if picture is not None:
                 yield {"image": picture, "runtime": row.get("label"), **change}
 

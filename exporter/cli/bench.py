@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,15 +60,10 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         with moving("bench", given["quiet"] or given["as_json"]) as progress:
             report = bench_models(subjects, sizes, images, plan, on_progress=progress)
         told = report.to_json()
-        write_reports(places, documents={"bench": told})
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, told)
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), report)
+        try:
+            write_reports(places, documents={"bench": told})
+        finally:  # what was measured is told, whatever becomes of the reports
+            tell(document, given["quiet"], told, lambda console: _show(console, report))
     if report.failures:
         raise click.exceptions.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell_bad
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell, tell_bad
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,15 +71,10 @@ def command(document: TextIO | None, /, **given: Any) -> None:
             with moving("drift", silent) as progress:
                 told["drift"] = drift_rows(models, listing, contract, seed=given["seed"], on_progress=progress)
             told["passed"] = report.passed and all(row["passed"] for row in told["drift"])
-        write_reports(places, layers=layer_rows(models, told.get("drift") or ()), documents={"parity": told})
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, told)
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), report, told.get("drift") or ())
+        try:
+            write_reports(places, layers=layer_rows(models, told.get("drift") or ()), documents={"parity": told})
+        finally:  # what was measured is told, whatever becomes of the reports
+            tell(document, given["quiet"], told, lambda console: _show(console, report, told.get("drift") or ()))
     if not told["passed"]:
         raise click.exceptions.Exit(1)
 
