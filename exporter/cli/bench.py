@@ -84,7 +84,7 @@ def _show(console: Console, report: BenchReport) -> None:
         told = f"batch {row['batch']}: {row['error']}"
         console.print(Text.assemble(("  ✗ ", "red"), (f"{row['label']}: ", "bold"), told), soft_wrap=True)
     if any(row["noisy"] for row in report.results):
-        told = "times marked ~ moved too much from turn to turn: measure again on a quieter machine, or more --rounds"
+        told = "times marked ~ moved too much, or had few rounds: measure again on a quieter machine, or more --rounds"
         console.print(Text.assemble(("  note  ", "yellow"), told), soft_wrap=True)
 
 
@@ -97,14 +97,15 @@ def _table(report: BenchReport) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in report.results:
         ratio = row["ratio_to_first"]
-        against = "–" if ratio is None else f"{ratio['ratio']:.2f} ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f})"
+        bounds = f" ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f})" if ratio and ratio["ci95"] else ""
+        against = "–" if ratio is None else f"{ratio['ratio']:.2f}{bounds}"
         table.add_row(
             row["label"], str(row["batch"]), f"{'~' if row['noisy'] else ''}{row['p50_ms']:.2f}",
-            f"{row['p90_ms']:.2f}", f"{row['p99_ms']:.2f}", f"{row['images_per_s']:.1f}", against,
+            _number(row["p90_ms"], 2), _number(row["p99_ms"], 2), f"{row['images_per_s']:.1f}", against,
             _number(row["peak_rss_mb"]), _number(row["cold_start_ms"]),
         )  # fmt: skip
     return table
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f}"
+def _number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

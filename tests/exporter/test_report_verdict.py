@@ -126,3 +126,11 @@ def test_importing_the_report_loads_no_framework() -> None:
     code = "import sys, exporter.report.html, exporter.report.schema; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "onnx", "onnxruntime", "jinja2", "jsonschema", "PIL"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(("faster", "told"), [(True, True), (None, False), (False, False)])
+def test_the_fastest_is_one_whose_interval_says_so(faster: bool | None, told: bool) -> None:
+    ratio = {"ratio": 0.8, "ci95": [0.5, 1.1], "faster": faster}
+    rows = [{"label": "a", "batch": 1, "ratio_to_first": None}, {"label": "b", "batch": 1, "ratio_to_first": ratio}]
+    facts = Report(bench={"schema": 1, "results": rows}).verdict.facts
+    assert [fact.value for fact in facts if fact.name.startswith("Fastest")] == ["0.80× the time"] * told
