@@ -225,18 +225,19 @@ def report_of(
             failures.append({**subject.to_json(), "error": each.error, "used": each.used})
         else:
             finding = _finding(each, found[0], max_drop)
-            rows.append({**subject.to_json(), **_row(each, files), "passed": finding is None, "finding": finding})
+            rows.append({**subject.to_json(), **_row(each, files, each is found[0]), "passed": finding is None, "finding": finding})
     passed = not failures and all(row["passed"] for row in rows)
     return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed)
 
 
-def _row(found: Evaluated, files: Sequence[ImageFile]) -> dict[str, Any]:
+def _row(found: Evaluated, files: Sequence[ImageFile], first: bool) -> dict[str, Any]:
     assert found.accuracy is not None  # of a runtime that did not fail
+    none = 0 if first else None  # beside a first one that failed, nothing is known
     changes: dict[str, Any] = {
         "mcnemar_p": None,
-        "only_reference_right": 0,
-        "only_this_right": 0,
-        "changed": 0,
+        "only_reference_right": none,
+        "only_this_right": none,
+        "changed": none,
         "changes": [],
         "confusion": [],
     }
