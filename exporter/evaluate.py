@@ -225,7 +225,8 @@ def report_of(
             failures.append({**subject.to_json(), "error": each.error, "used": each.used})
         else:
             finding = _finding(each, found[0], max_drop)
-            rows.append({**subject.to_json(), **_row(each, files, each is found[0]), "passed": finding is None, "finding": finding})
+            row = _row(each, files, each is found[0])
+            rows.append({**subject.to_json(), **row, "passed": finding is None, "finding": finding})
     passed = not failures and all(row["passed"] for row in rows)
     return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed)
 

@@ -115,7 +115,7 @@ def report_of(
         date=made,
         layers=tuple(layers),
         stages=tuple(_stages(documents.get("parity"))),
-        images=tuple(thumbnails(evaluated.get("results") or ())),
+        images=tuple(thumbnails(evaluated.get("results") or (), upright=_upright(evaluated))),
     )
 
 
@@ -151,6 +151,13 @@ def _command(document: object) -> str | None:
     if "p50_ms" in keys:
         return "bench"
     return "evaluate" if "top1" in keys else None
+
+
+def _upright(evaluated: Mapping[str, Any]) -> bool:
+    """Whether the models saw photographs as their EXIF says."""
+    from exporter.report import text
+
+    return text.mapping(text.mapping(evaluated, "data"), "preprocessing").get("orientation") != "none"
 
 
 def _title(documents: Mapping[str, dict[str, Any]]) -> str:

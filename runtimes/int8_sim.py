@@ -126,8 +126,10 @@ class Int8SimRuntime(Runtime):
             if isinstance(self._source, bytes):
                 model = onnx.load_model_from_string(self._source)
             else:
-                check_external(Path(self._source), self.name)
-                model = onnx.load(str(self._source))
+                path = Path(self._source)
+                check_external(path, self.name)
+                model = onnx.load_model_from_string(path.read_bytes())  # a path's suffix would choose the parser
+                onnx.load_external_data_for_model(model, str(path.parent))
         except ResnetExportError:
             raise
         except OSError as error:

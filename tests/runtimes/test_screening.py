@@ -14,7 +14,7 @@ from runtimes.errors import GraphError, ResnetExportError, UnavailableError
 from runtimes.int8_sim import Int8SimRuntime
 from runtimes.memory import available_memory
 from runtimes.ort import OrtRuntime
-from runtimes.reading import check_external, read_model
+from runtimes.reading import check_external, external_files, read_model
 from tests.runtimes.models import CHANNELS, CLASSES, images, model, onnx_linear, weights
 
 
@@ -75,6 +75,14 @@ def test_a_relative_path_to_a_model_reads_the_weights_beside_it(path, monkeypatc
 def test_weights_outside_of_the_models_folder_are_refused(path, location):
     (path.parent.parent / "weights.bin").write_bytes(weights().tobytes())
     assert f"'{location}' is outside of its folder" in refusal(outside(path, location=location))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".textproto", ".onnxtxt"])
+def test_a_suffix_chooses_no_other_parser(path, suffix):
+    (path.parent.parent / "weights.bin").write_bytes(weights().tobytes())
+    named = outside(path, location="../weights.bin").rename(path.with_suffix(suffix))
+    assert "'../weights.bin' is outside of its folder" in refusal(named)
+    assert [each.name for each in external_files(named)] == ["weights.bin"]
 
 
 def test_an_absolute_path_is_refused_even_into_the_models_folder(path):
