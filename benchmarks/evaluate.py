@@ -98,7 +98,7 @@ def measure(model: Path, root: Path, count: int, rounds: int, threads: int) -> d
         "script_s": round(median(wall[script]), 3),
         "decoding_s": round(decoding.wall, 3),
         "ratio": round(found.ratio, 3),
-        "ci95": [round(end, 3) for end in found.ci95],
+        "ci95": [round(end, 3) for end in found.ci95 or ()],
         "ours_cpu_s": round(cpu[evaluated], 3),
         "script_cpu_s": round(cpu[script], 3),
         "cpu_ratio": round(cpu[evaluated] / cpu[script], 3),

@@ -27,6 +27,7 @@ from runtimes.errors import DataError
 if TYPE_CHECKING:
     from calibration.preprocess import Preprocessing
 
+_MOST_CLASSES = 10**9
 Array = npt.NDArray[Any]
 
 
@@ -37,7 +38,11 @@ def array_labels(path: Path) -> list[int | None]:
         DataError: The file cannot be read, or its arrays are not of the forms above.
     """
     images, labels = _open(path)
-    return [None] * len(images) if labels is None else [int(label) for label in labels]
+    if labels is None:
+        return [None] * len(images)
+    if len(labels) and int(labels.max()) >= _MOST_CLASSES:
+        raise DataError(f"{path} has the label {labels.max()}, which is no class: give numbers below {_MOST_CLASSES:,}")
+    return [int(label) for label in labels]
 
 
 def array_row(path: Path, row: int, contract: Preprocessing) -> Array:

@@ -12,6 +12,7 @@ from calibration.arrays import array_labels
 from runtimes.errors import DataError, InputError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_DIGITS = 9  # of a label: more classes than that fit into no memory
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 
 
@@ -161,7 +162,12 @@ def _entry(listing: Path, number: int, line: str) -> ImageFile:
         name, label = head, last
     if not _is_label(label.strip()):
         raise DataError(f"{listing} line {number}: the label is {label!r}: give an integer, 0 or more, or no label")
-    return ImageFile(listing.parent / name.strip(), int(label))
+    digits = label.strip().lstrip("0") or "0"
+    if len(digits) > _DIGITS:
+        raise DataError(
+            f"{listing} line {number}: the label {digits[:24]} is no class: give a number below 10^{_DIGITS}"
+        )
+    return ImageFile(listing.parent / name.strip(), int(digits))
 
 
 def _is_file(path: Path) -> bool:

@@ -6,9 +6,10 @@ row against the simulation of its own file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from calibration.audit import content_hashes, list_sha256
@@ -16,26 +17,21 @@ from calibration.images import BadFile, batches
 from calibration.listing import ImageFile, sample
 from calibration.prefetch import prefetched
 from calibration.preprocess import Preprocessing
+from exporter.bounds import as_reference, as_simulated
 from exporter.feeding import fed, reading
 from exporter.opening import Opening
 from exporter.proof_inputs import agreed_labels, fits
 from exporter.subjects import declared_classes
 from runtimes.base import Array
 from runtimes.comparison import Pair, Ran, compare_over
-from runtimes.errors import InputError
+from runtimes.errors import GraphError, InputError
 from runtimes.int8_sim import Int8SimRuntime
 from runtimes.intervals import agreement_interval
 from runtimes.machine import description
 from runtimes.statistics import DifferenceStatistics
-from runtimes.tolerance import AS_SIMULATED, Tolerance, resized_apart, tolerance_for
+from runtimes.tolerance import Tolerance
 
 SCHEMA = 1
-#: Target of `quantize` → the runtimes that it is for. On others the file runs, and rounds elsewhere.
-_MADE_FOR = {
-    "onnxruntime": {"onnxruntime"},
-    "openvino": {"openvino"},
-    "tensorrt": {"tensorrt", "tensorrt-rtx", "ort-tensorrt"},
-}
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,8 @@ class CompareOptions:
     min_agreement: float | None = None
 
     def __post_init__(self) -> None:
+        if self.min_sqnr_db is not None and not math.isfinite(self.min_sqnr_db):
+            raise InputError(f"received an SQNR of {self.min_sqnr_db} dB, expected a finite number")
         if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
             raise InputError(f"received an agreement of {self.min_agreement}, expected a fraction from 0 to 1")
 
@@ -143,10 +141,16 @@ def compare_models(
         for model in models:
             fits(model, contract)
         declared_classes((model.label, model.runtime) for model in models)
-        pairs = [Pair(index, 0) for index in range(1, len(models))]
-        simulations = _simulations(models, options.simulated)
-        for index, sim in simulations.items():
-            runs.append(Ran(stack.enter_context(fed(sim, images.feeds[index])), options.simulated))
+        bounds, refused = _bounds(models, options)
+        pairs = [Pair(index, 0) for index in bounds]
+        notes = _notes(models)
+        for index, sim in _simulations(models, options.simulated).items():
+            try:
+                opened = stack.enter_context(fed(sim, images.feeds[index]))
+            except GraphError as error:  # the file is still held against the reference
+                notes.append(f"{models[index].label} was not held against its simulation: {_reason(error)}")
+                continue
+            runs.append(Ran(opened, options.simulated))
             pairs.append(Pair(index, len(runs) - 1, options.simulated))
         batch = 1 if images.contract.any_size else options.batch
         read = batches(files, images.contract, batch, max_bad=options.max_bad, on_bad=on_bad)
@@ -157,7 +161,15 @@ def compare_models(
             on_progress=None if on_progress is None else lambda done: on_progress(done, total),
         )  # fmt: skip
         facts = [_facts(model, run) for model, run in zip(models, runs, strict=False)]
-    rows = [_row(models, runs, facts, pair, each, used, options) for pair, each in zip(pairs, found, strict=True)]
+    rows = [
+        _row(models, runs, facts, pair, each, used, bounds[pair.candidate] if not pair.signal else None)
+        for pair, each in zip(pairs, found, strict=True)
+    ]
+    rows += [
+        {**facts[index], "against": models[0].label, "simulated": False, "tolerance": None, "order": (index, 0),
+         **_unproven(reason)}
+        for index, reason in refused.items()
+    ]  # fmt: skip
     rows.sort(key=lambda row: row.pop("order"))  # the two rows of a model beside each other
     data = {
         "path": path,
@@ -166,7 +178,7 @@ def compare_models(
         "preprocessing": contract.to_json(),
         "preprocessing_sha256": contract.sha256(),
     }
-    return CompareReport(facts[0], tuple(rows), data, _notes(models))
+    return CompareReport(facts[0], tuple(rows), data, tuple(notes))
 
 
 def _check_outputs(models: Sequence[Opening]) -> None:
@@ -215,13 +227,12 @@ def _row(
     pair: Pair,
     found: DifferenceStatistics | None,
     used: Sequence[ImageFile],
-    options: CompareOptions,
+    bounds: Tolerance | None,
 ) -> dict[str, Any]:
-    model, against = models[pair.candidate], runs[pair.signal].runtime.name
-    simulated = pair.signal >= len(models)
-    # One of both resizes by itself, or the two do it in different libraries.
-    resizes = any(each.takes is not None and each.takes.any_size for each in (model, models[0]))
-    tolerance = _tolerance(model, options, simulated, resizes)
+    """A row of the document; ``bounds`` are those beside the reference, ``None`` for a simulation."""
+    simulated, against = bounds is None, runs[pair.signal].runtime.name
+    tolerance = bounds or as_simulated(models[pair.candidate])
+    signal = "its simulation" if simulated else f"the reference {models[0].label}"
     head = {
         **facts[pair.candidate],
         "against": against if simulated else models[pair.signal].label,
@@ -230,9 +241,11 @@ def _row(
         "order": (pair.candidate, pair.signal),
     }
     if found is None:
-        failed = runs[pair.candidate].error or runs[pair.signal].error
-        told = f"could not be run: {failed}"
-        return {**head, "n": 0, "passed": False, "finding": told, "error": str(failed)}
+        if own := runs[pair.candidate].error:
+            return {**head, **_unproven(f"could not be run: {own}", str(own))}
+        return {**head, **_unproven(f"not judged: {signal} could not be run: {runs[pair.signal].error}")}
+    if lost := runs[pair.signal].not_finite:
+        return {**head, **_unproven(f"not judged: {signal} gives NaN or Inf on {lost} of {found.n} images")}
     passed, finding = tolerance.judge(found)
     numbers = {name: value for name, value in found.to_json().items() if name not in ("worst_row", "finite")}
     return {
@@ -248,17 +261,28 @@ def _row(
     }
 
 
-def _tolerance(model: Opening, options: CompareOptions, simulated: bool, resizes: bool) -> Tolerance:
-    if simulated:
-        return AS_SIMULATED[model.spec.name in _MADE_FOR.get(model.target or "", set())]
-    row = tolerance_for(model.spec.name, model.precision or "fp32")
-    row = resized_apart(row) if resizes else row
-    given = {"min_sqnr_db": options.min_sqnr_db, "min_top1": options.min_agreement}
-    changed = {name: value for name, value in given.items() if value is not None}
-    return replace(row, **changed, reason=f"As asked for. {row.reason}") if changed else row
+def _unproven(finding: str, error: str | None = None) -> dict[str, Any]:
+    """What a row says of a pair that could not be compared."""
+    return {"n": 0, "passed": False, "finding": finding, "error": error or finding}
 
 
-def _notes(models: Sequence[Opening]) -> tuple[str, ...]:
+def _bounds(models: Sequence[Opening], options: CompareOptions) -> tuple[dict[int, Tolerance], dict[int, str]]:
+    """By candidate, before any image is read: its bounds beside the reference, or why there are none."""
+    found, refused = {}, {}
+    for index, model in enumerate(models[1:], start=1):
+        try:
+            found[index] = as_reference(model, models[0], options.min_sqnr_db, options.min_agreement)
+        except InputError as error:
+            refused[index] = str(error)
+    return found, refused
+
+
+def _reason(error: GraphError) -> str:
+    """Without the names of the file and of the runtime, which stand before it already."""
+    return str(error.__cause__ if isinstance(error.__cause__, GraphError) else error)
+
+
+def _notes(models: Sequence[Opening]) -> list[str]:
     notes = [f"{model.label}: {note}" for model in models for note in model.notes]
     for index, model in enumerate(models):
         if index and model.precision == "int8" and model.onnx is None:
@@ -267,4 +291,4 @@ def _notes(models: Sequence[Opening]) -> tuple[str, ...]:
             )
         if model.precision is None:
             notes.append(f"{model.label} does not say its precision: it is judged as FP32")
-    return tuple(notes)
+    return notes

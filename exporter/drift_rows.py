@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from calibration.images import batches
 from calibration.listing import ImageFile, sample
@@ -13,7 +14,7 @@ from calibration.preprocess import Preprocessing
 from exporter.drift.job import drift_of
 from exporter.opening import Opening, load_module
 from runtimes.base import Array
-from runtimes.errors import InputError
+from runtimes.errors import InputError, ResnetExportError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,12 +41,13 @@ def drift_rows(
         on_progress: Hears of the number of models done, and of all.
 
     Returns:
-        A drift document with ``label`` for each; one whose ONNX file is not known has no layers, and says so.
+        A drift document with ``label`` for each; one that cannot be looked at has no layers, and says why.
 
     Raises:
         InputError: The reference is neither a module nor a float ONNX file.
-        GraphError: A side cannot be read or run, or no layer has the same name on both.
+        GraphError: The reference cannot be read.
     """
+    check_reference(models[0])
     reference = _reference(models[0])
     files = sample(listing, IMAGES, seed)
     found = []
@@ -57,24 +59,38 @@ def drift_rows(
                 _unknown(model, "not looked at: its ONNX file is not known; give it with the option model=FILE")
             )
         else:
-            fixed = _fixed_batch(model)
-            drift = drift_of(model.onnx, reference, _whole(files, contract, fixed))
-            document = drift.to_json() | {"runtime": model.spec.name, "file": model.spec.file}
-            found.append({"label": model.label, **document, "passed": drift.passed})
+            fixed = _fixed_batch(model) or _fixed_batch(models[0])
+            found.append(_row(model, model.onnx, reference, _whole(files, contract, fixed)))
         if on_progress:
             on_progress(number, len(models) - 1)
     return found
 
 
-def _reference(model: Opening) -> nn.Module | Path:
-    if model.spec.kind in ("checkpoint", "source"):
-        return load_module(model.spec).module
-    if model.onnx is None or model.precision == "int8" or model.takes is not None:
+def check_reference(model: Opening) -> None:
+    """Refuse a reference whose layers cannot be looked at; quick, for use before anything is run.
+
+    Raises:
+        InputError: It is neither a module nor a float ONNX file.
+    """
+    float_file = model.onnx is not None and model.precision != "int8" and model.takes is None
+    if model.spec.kind not in ("checkpoint", "source") and not float_file:
         raise InputError(
             f"{model.label} cannot be the reference of a drift: expected a module or a float ONNX file first, whose "
             "layers can be looked at"
         )
-    return model.onnx
+
+
+def _reference(model: Opening) -> nn.Module | Path:
+    return model.onnx or load_module(model.spec).module
+
+
+def _row(model: Opening, file: Path, reference: nn.Module | Path, images: Iterator[Array]) -> dict[str, Any]:
+    try:
+        drift = drift_of(file, reference, images)
+    except ResnetExportError as error:  # the comparison is done, and the others can still be looked at
+        return _unknown(model, f"could not be looked at: {error}")
+    document = drift.to_json() | {"runtime": model.spec.name, "file": model.spec.file}
+    return {"label": model.label, **document, "passed": drift.passed}
 
 
 def _fixed_batch(model: Opening) -> int | None:
@@ -84,10 +100,11 @@ def _fixed_batch(model: Opening) -> int | None:
 
 
 def _whole(files: Sequence[ImageFile], contract: Preprocessing, fixed: int | None) -> Iterator[Array]:
-    """Batches of which none is shorter than a fixed one."""
+    """Batches of which none is shorter than a fixed one: the last is filled up with its own first image."""
     size = fixed or min(16, len(files))
-    read = (tensor for tensor, _ in batches(files, contract, size, max_bad=1.0))
-    return (tensor for tensor in islice(read, max(IMAGES // size, 1)) if fixed is None or len(tensor) == fixed)
+    for tensor, _ in batches(files, contract, size, max_bad=1.0):
+        short = size - len(tensor) if fixed else 0
+        yield np.concatenate([tensor, np.repeat(tensor[:1], short, axis=0)]) if short else tensor
 
 
 def _unknown(model: Opening, told: str) -> dict[str, Any]:

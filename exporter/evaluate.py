@@ -208,20 +208,20 @@ def report_of(
         else:
             finding = _finding(each, found[0], max_drop)
             passed = _verdict(finding is None, max_drop)
-            rows.append(
-                {**subject.to_json(), **_row(each, files, labelled.names), "passed": passed, "finding": finding}
-            )
+            row = _row(each, files, labelled.names, each is found[0])
+            rows.append({**subject.to_json(), **row, "passed": passed, "finding": finding})
     passed = _verdict(not failures and all(row["finding"] is None for row in rows), max_drop)
     return EvaluateReport(tuple(rows), tuple(failures), data, description(), passed, labelled.notes)
 
 
-def _row(found: Evaluated, files: Sequence[ImageFile], names: Sequence[str]) -> dict[str, Any]:
+def _row(found: Evaluated, files: Sequence[ImageFile], names: Sequence[str], first: bool) -> dict[str, Any]:
     assert found.accuracy is not None  # of a runtime that did not fail
+    none = 0 if first else None  # beside a first one that failed, nothing is known
     changes: dict[str, Any] = {
         "mcnemar_p": None,
-        "only_reference_right": 0,
-        "only_this_right": 0,
-        "changed": 0,
+        "only_reference_right": none,
+        "only_this_right": none,
+        "changed": none,
         "changes": [],
         "confusion": [],
     }

@@ -67,7 +67,7 @@ def write_reports(
     if "html" in places:
         from exporter.report.html import render_html
 
-        contents.append((places["html"], render_html(report).encode()))
+        contents.append((places["html"], _encoded(render_html(report))))
     if "junit" in places:
         from exporter.report.junit import render_junit
 
@@ -75,8 +75,13 @@ def write_reports(
     if "markdown" in places:
         from exporter.report.markdown import render_markdown
 
-        contents.append((places["markdown"], render_markdown(report).encode()))
+        contents.append((places["markdown"], _encoded(render_markdown(report))))
     commit_together(contents)
+
+
+def _encoded(text: str) -> bytes:
+    """In UTF-8; what a file name holds beside it is shown as its bytes."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def report_of(
@@ -96,9 +101,11 @@ def report_of(
     Raises:
         InputError: A document is of another version, or no document of its command.
     """
-    from exporter.report.model import Report
+    from exporter.report.model import Report, check_document
     from exporter.thumbnails import thumbnails
 
+    for name, document in documents.items():
+        check_document(name, document)
     evaluated = documents.get("evaluate") or {}
     return Report(
         parity=documents.get("parity"),
@@ -108,7 +115,7 @@ def report_of(
         date=made,
         layers=tuple(layers),
         stages=tuple(_stages(documents.get("parity"))),
-        images=tuple(thumbnails(evaluated.get("results") or ())),
+        images=tuple(thumbnails(evaluated.get("results") or (), upright=_upright(evaluated))),
     )
 
 
@@ -133,20 +140,36 @@ def read_documents(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _upright(evaluated: Mapping[str, Any]) -> bool:
+    """Whether the models saw photographs as their EXIF says."""
+    from exporter.report import text
+
+    return text.mapping(text.mapping(evaluated, "data"), "preprocessing").get("orientation") != "none"
+
+
 def _title(documents: Mapping[str, dict[str, Any]]) -> str:
     parity = documents.get("parity")
     if parity:
-        return str(parity["reference"].get("file"))
+        return str(_reference(parity).get("file") or "Export report")
     rows = next((document.get("results") for document in documents.values()), None) or [{}]
     return str(rows[0].get("file") or "Export report")
 
 
 def _stages(parity: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
     """The way from the reference over every model that was held against it."""
+    from exporter.report import text
+
     if parity is None:
         return
-    yield {"name": parity["reference"]["label"], "sqnr_db": None, "passed": True, "note": "the reference"}
+    reference = _reference(parity)
+    yield {"name": text.label_of(reference), "sqnr_db": None, "passed": True, "note": "the reference"}
     for row in parity["results"]:
         if not row.get("simulated"):
-            note = row["finding"] or f"{100 * row['top1_agreement']:.2f} % agreement"
-            yield {"name": row["label"], "sqnr_db": row.get("sqnr_db"), "passed": row["passed"], "note": note}
+            note = row.get("finding") or f"{text.percent(row.get('top1_agreement'))} agreement"
+            passed = row.get("passed") is True
+            yield {"name": text.label_of(row), "sqnr_db": row.get("sqnr_db"), "passed": passed, "note": note}
+
+
+def _reference(parity: Mapping[str, Any]) -> dict[str, Any]:
+    found = parity.get("reference")
+    return found if isinstance(found, dict) else {}

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from runtimes.base import Array, Floats, Runtime
 from runtimes.batching import run_padded
 from runtimes.errors import DataError, ResnetExportError, TensorError
@@ -41,6 +43,7 @@ class Ran:
         most: Images that it is run on, at most; ``None``: all.
         images: How many it was run on.
         seconds: Wall time of its runs alone.
+        not_finite: Images on which it gave NaN or Inf.
         error: Why it was put aside; ``None`` where it was not.
     """
 
@@ -48,6 +51,7 @@ class Ran:
     most: int | None = None
     images: int = 0
     seconds: float = field(default=0.0)
+    not_finite: int = 0
     error: ResnetExportError | None = None
 
 
@@ -78,7 +82,8 @@ def compare_over(
     found = [Accumulator() for _ in pairs]
     done = 0
     for images in batches:
-        outputs = [_logits(run, images, done, clock) for run in runs]
+        wanted = _wanted(runs, pairs, done)
+        outputs = [_logits(run, images, done, clock) if n in wanted else None for n, run in enumerate(runs)]
         for pair, accumulator in zip(pairs, found, strict=True):
             reference, candidate = outputs[pair.signal], outputs[pair.candidate]
             if reference is not None and candidate is not None:
@@ -89,7 +94,7 @@ def compare_over(
         done += len(images)
         if on_progress:
             on_progress(done)
-        if all(run.error for run in runs):
+        if not _wanted(runs, pairs, done):
             break
     if not done:
         raise DataError("there are no images to compare on: give at least one")
@@ -98,6 +103,16 @@ def compare_over(
         None if {pair.candidate, pair.signal} & failed else accumulator.result()
         for pair, accumulator in zip(pairs, found, strict=True)
     ]
+
+
+def _wanted(runs: Sequence[Ran], pairs: Sequence[Pair], done: int) -> set[int]:
+    """Runtimes that something is still to be learnt from: once a reference has failed, its candidates rest."""
+    alive = [
+        pair
+        for pair in pairs
+        if not runs[pair.signal].error and not runs[pair.candidate].error and (pair.most is None or done < pair.most)
+    ]
+    return {index for pair in alive for index in (pair.candidate, pair.signal)}
 
 
 def _check_classes(one: Ran, first: Floats, other: Ran, second: Floats) -> None:
@@ -115,10 +130,12 @@ def _logits(run: Ran, images: Array, done: int, clock: Callable[[], float]) -> F
         return None
     begin = clock()
     try:
-        return run_padded(run.runtime, wanted)
+        logits = run_padded(run.runtime, wanted)
     except ResnetExportError as error:
         run.error = error
         return None
     finally:
         run.images += len(wanted)
         run.seconds += clock() - begin
+    run.not_finite += int((~np.isfinite(logits).all(axis=1)).sum())
+    return logits

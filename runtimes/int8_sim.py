@@ -126,8 +126,10 @@ class Int8SimRuntime(Runtime):
             if isinstance(self._source, bytes):
                 model = onnx.load_model_from_string(self._source)
             else:
-                check_external(Path(self._source), self.name)
-                model = onnx.load(str(self._source))
+                path = Path(self._source)
+                check_external(path, self.name)
+                model = onnx.load_model_from_string(path.read_bytes())  # a path's suffix would choose the parser
+                onnx.load_external_data_for_model(model, str(path.parent))
         except ResnetExportError:
             raise
         except OSError as error:
@@ -147,7 +149,7 @@ class Int8SimRuntime(Runtime):
             raise GraphError(f"the model has opset {opset}, expected {_OLDEST_OPSET} or later")
         unknown = sorted(set(unknown_operators(model)) - _LINEAR)
         if unknown:
-            raise GraphError(f"the model has {', '.join(unknown)}, which {self.name} cannot simulate")
+            raise GraphError(f"the model has {', '.join(unknown)}, which cannot be simulated")
         taken = {name for node in nodes for name in node.input} | {item.name for item in model.graph.output}
         for node in nodes:
             if any(name in taken for name in node.output[1:] if name):

@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from runtimes.base import Array, Runtime
 from runtimes.errors import InputError
@@ -28,6 +30,15 @@ from runtimes.turns import Clock, Plan, Runner, take_turns
 
 NOISY_SPREAD: Final = 0.1
 """A result is noisy when its rounds spread wider than this: (p90 − p10) / p50 of their medians."""
+
+NOISY_TAIL: Final = 1.25
+"""So is one whose p90 is above this many medians: a tenth of its runs took a quarter longer."""
+
+NOISY_ROUNDS: Final = 5
+"""So is one of fewer rounds: they do not show how much they differ."""
+
+FEWEST_RUNS: Final[Mapping[int, int]] = MappingProxyType({90: 10, 99: 100})
+"""Runs that a percentile takes: of fewer, it is made up between the two largest."""
 
 _NOT_MEASURED: Final = ColdStart(None, None)
 
@@ -54,12 +65,14 @@ class Latency:
     Attributes:
         label: The candidate.
         batch: Images in a run.
-        p50_ms, p90_ms, p99_ms, mean_ms, min_ms: Of all measured runs, in milliseconds.
+        p50_ms, mean_ms, min_ms: Of all measured runs, in milliseconds.
+        p90_ms, p99_ms: Likewise; None for fewer runs than :data:`FEWEST_RUNS`.
         images_per_s: ``batch`` over the median.
         rounds: Turns that it had.
         runs: Measured runs in all.
         spread: (p90 − p10) / p50 of the rounds' medians.
-        noisy: Whether ``spread`` is above :data:`NOISY_SPREAD`: measure again on a quieter machine.
+        noisy: Whether ``spread`` is above :data:`NOISY_SPREAD`, the tail longer than :data:`NOISY_TAIL`, or ``rounds``
+            below :data:`NOISY_ROUNDS`: measure again on a quieter machine, or longer.
         used: What the runtime really ran on.
         cold: Cold start and memory.
         ratio_to_first: Its time over the first candidate's; None for the first itself, and where that one failed.
@@ -68,8 +81,8 @@ class Latency:
     label: str
     batch: int
     p50_ms: float
-    p90_ms: float
-    p99_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
     mean_ms: float
     min_ms: float
     images_per_s: float
@@ -233,7 +246,8 @@ def _latency(
     label: str, batch: int, runner: Runner, used: dict[str, Any], cold: ColdStart, ratio: RatioInterval | None
 ) -> Latency:
     milliseconds = 1e-6 * np.concatenate([np.asarray(each, np.float64) for each in runner.rounds])
-    p50, p90, p99 = (float(each) for each in np.percentile(milliseconds, (50, 90, 99)))
+    p50 = float(np.median(milliseconds))
+    p90, p99 = (_tail(milliseconds, percent) for percent in FEWEST_RUNS)
     low, middle, high = np.percentile(_medians(runner), (10, 50, 90))
     spread = float((high - low) / middle)
     return Latency(
@@ -248,11 +262,15 @@ def _latency(
         rounds=len(runner.rounds),
         runs=len(milliseconds),
         spread=spread,
-        noisy=spread > NOISY_SPREAD,
+        noisy=spread > NOISY_SPREAD or (p90 or 0.0) > NOISY_TAIL * p50 or len(runner.rounds) < NOISY_ROUNDS,
         used=used,
         cold=cold,
         ratio_to_first=ratio,
     )
+
+
+def _tail(milliseconds: npt.NDArray[np.float64], percent: int) -> float | None:
+    return float(np.percentile(milliseconds, percent)) if len(milliseconds) >= FEWEST_RUNS[percent] else None
 
 
 def _medians(runner: Runner) -> list[float]:

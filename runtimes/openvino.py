@@ -28,8 +28,10 @@ _OUTPUT_DTYPES: Final = ("float32", "float16")
 _WEIGHTED: Final = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 # Where in its sources OpenVINO noticed something, and headings, which stand above what it noticed.
 _WHERE: Final = re.compile(
-    r"^(Exception from |Check '.*' failed at |FrontEnd API failed with |Model wasn't fully|Summary:)"
+    r"^(Exception from |Check '.*' failed at |FrontEnd API failed with |Model wasn't fully|Summary:|"
+    r"Loading input model$|While validating |\S+ with a message:$)"
 )
+_LONGEST: Final = 240
 
 
 class OpenVinoRuntime(Runtime):
@@ -227,4 +229,11 @@ def _text(value: Any) -> str:
 def _reason(error: Exception) -> str:
     """The first line of a message that says more than where in OpenVINO's sources it was made."""
     lines = (line.strip(" -") for line in str(error).splitlines())
-    return next((line for line in lines if line and not _WHERE.match(line)), first_line(error))
+    told = next((line for line in lines if line and not _WHERE.match(line)), "") or _condition(error)
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST].rstrip()}…"
+
+
+def _condition(error: Exception) -> str:
+    """Where nothing is said besides places: the condition that did not hold, else the first line."""
+    checks = re.findall(r"^Check '(.+)' failed at ", str(error), re.M)
+    return f"OpenVINO's check '{checks[-1]}' failed" if checks else first_line(error)

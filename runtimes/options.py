@@ -12,6 +12,7 @@ from runtimes.errors import InputError
 
 Value: TypeAlias = bool | int | float | str
 _SIZE: Final = re.compile(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?")  # height x width
+_LARGEST_INT: Final = 2**31 - 1
 _BOOLEANS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -29,6 +30,7 @@ class Option:
         default: Without it, in words.
         choices: Values that there are, where ``type`` is ``choice``.
         lowest: Smallest value, where ``type`` is ``int``.
+        highest: Largest value there; by default what a C ``int`` holds, which the runtimes keep it in.
         of_model: Whether it says which model is loaded, and not how it is run.
     """
 
@@ -38,6 +40,7 @@ class Option:
     default: str
     choices: tuple[str, ...] = ()
     lowest: int = 0
+    highest: int = _LARGEST_INT
     of_model: bool = False
 
     @property
@@ -45,7 +48,8 @@ class Option:
         """What a value looks like, for messages and tables."""
         if self.type == "choice":
             return " or ".join(self.choices)
-        words = {"int": f"a whole number from {self.lowest}", "float": "a number", "bool": "true or false"}
+        most = f" to {self.highest}" if self.highest < _LARGEST_INT else ""
+        words = {"int": f"a whole number from {self.lowest}{most}", "float": "a number", "bool": "true or false"}
         return {**words, "size": "pixels as 224 or 480x640", "text": "text"}[self.type]
 
     def read(self, text: str) -> Value:
@@ -59,7 +63,7 @@ class Option:
                 raise ValueError(text)
             return _BOOLEANS[text.lower()]
         if self.type == "int":
-            if (number := int(text)) < self.lowest:
+            if not self.lowest <= (number := int(text)) <= self.highest:
                 raise ValueError(text)
             return number
         if self.type == "float":

@@ -49,6 +49,11 @@ _LIBRARIES: Final = {
     "CUDAExecutionProvider": "it needs an NVIDIA driver, CUDA and cuDNN (pip install 'onnxruntime-gpu[cuda,cudnn]')",
     "TensorrtExecutionProvider": "it needs an NVIDIA driver, CUDA, cuDNN and TensorRT (pip install tensorrt)",
 }
+# "file.cc:12 int ns::f(const T&) [with T = …] what happened": signatures end in brackets of either kind.
+_SIGNATURE: Final = re.compile(
+    r"(^|Status Message: )\S+\.(?:h|cc|cpp|cuh?|hpp):\d+ .*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
+)
+_LONGEST: Final = 240  # of what a backend says: beyond come its own types and paths
 _FATAL_ONLY = 4  # log severity: every failure is raised here, so stderr need not hold it a second time
 
 
@@ -235,4 +240,5 @@ def _first_line(error: Exception) -> str:
     """The first line of a message, without the status code and the C++ signature that may precede it."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
-    return re.sub(r"^\S+\.(?:h|cc):\d+ .*?\)(?: const)? (?=\S)", "", line)
+    line = _SIGNATURE.sub(r"\1", line)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST].rstrip()}…"

@@ -58,10 +58,11 @@ def computed(own: Precision | None, options: Mapping[str, Any]) -> Precision | N
         options: Of the runtime: its ``dtype`` or ``precision``, and ``tf32``.
 
     Returns:
-        ``own`` unless that is FP32 and something else was asked for: weights that were rounded once stay rounded,
-        and INT8 layers stay INT8.
+        ``own`` unless something coarser was asked for: weights that were rounded once stay rounded, and INT8 layers
+        stay INT8.
     """
     given = options.get("dtype", options.get("precision", own))
     asked = given if given in PRECISIONS else _ASKED.get(str(given))
-    found = asked if own == "fp32" else own
+    coarser = own == "fp32" or (own, asked) == ("fp16", "bf16")
+    found = asked if coarser else own
     return "tf32" if found == "fp32" and options.get("tf32") else found

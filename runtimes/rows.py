@@ -73,7 +73,10 @@ def _choice(name: str, choices: tuple[str, ...], text: str) -> Option:
     return Option(name, "choice", text, choices[0], choices)
 
 
-_THREADS: Final = Option("threads", "int", "CPU threads of one operator", "the runtime's own", lowest=1)
+_MOST_THREADS: Final = 1024  # each takes a stack, and no machine has more cores to give them
+_THREADS: Final = Option(
+    "threads", "int", "CPU threads of one operator", "the runtime's own", lowest=1, highest=_MOST_THREADS
+)
 _GPU: Final = Option("device", "int", "Number of the GPU", "0")
 _TF32: Final = Option("tf32", "bool", "Whether a GPU may round the inputs of FP32 products to TF32", "false")
 _MODEL: Final = (
@@ -83,7 +86,7 @@ _MODEL: Final = (
     Option("in_channels", "int", "Channels of the image", "3", lowest=1, of_model=True),
     Option("input_size", "size", "Height and width of the image", "the network's own", of_model=True),
     Option("checkpoint_key", "text", "Place of the weights in a checkpoint with several", "found", of_model=True),
-    Option("seed", "int", "Of random weights", "0", of_model=True),
+    Option("seed", "int", "Of random weights", "0", highest=2**63 - 1, of_model=True),
     Option("bn_eps", "float", "What BatchNorm adds to a variance", "1e-5", of_model=True),
 )
 _MODULE: Final = (
@@ -133,7 +136,7 @@ _TABLE: Final = (
             Option("device", "text", "One of OpenVINO's devices, for example `CPU` or `GPU.0`", "CPU"),
             _choice("precision", ("f32", "f16", "bf16"), "What float layers are computed in"),
             _THREADS,
-            Option("streams", "int", "Batches that may be computed at a time", "1", lowest=1),
+            Option("streams", "int", "Batches that may be computed at a time", "1", lowest=1, highest=_MOST_THREADS),
         ),
         _Made("runtimes.openvino:OpenVinoRuntime", {"cast_input": True}), "openvino",
     ),

@@ -14,6 +14,7 @@ from typing import Final
 
 import onnx
 
+from runtimes.constant_sizes import subgraphs, unknown_size, values, written_out
 from runtimes.errors import GraphError, UnavailableError
 from runtimes.memory import available_memory
 
@@ -80,7 +81,7 @@ def screen(model: onnx.ModelProto, path: Path) -> None:
         total += declared
     total += sum(_declared_bytes(item.dims, item.values.data_type) or 0 for item in model.graph.sparse_initializer)
     _refuse_size(total, f"{path} has weights of", "is that a residual network?")
-    name, size = _largest_value(model)
+    name, size = _largest_value(_inferred(model, path))
     _refuse_size(size, f"{path}: the tensor '{name}' has", "make one with a smaller batch or image")
 
 
@@ -91,8 +92,8 @@ def tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
         for attribute in node.attribute:
             found += [attribute.t] if attribute.HasField("t") else []
             found += attribute.tensors
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                found += graph.initializer
+        for graph in subgraphs(node):
+            found += graph.initializer
     return found
 
 
@@ -100,9 +101,8 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     for node in waiting:
         yield node
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                waiting += graph.node
+        for graph in subgraphs(node):
+            waiting += graph.node
 
 
 def _check_external_tensor(item: onnx.TensorProto, declared: int, path: Path) -> None:
@@ -170,18 +170,35 @@ def _refuse_size(size: int, what: str, advice: str) -> None:
         raise UnavailableError(f"{what} {size / _GIB:.1f} GiB, and this machine has {free / _GIB:.1f} GiB free")
 
 
-def _largest_value(model: onnx.ModelProto) -> tuple[str, int]:
-    """The tensor that takes the most memory while the model is loaded or run on one image, as far as sizes are known.
+def _inferred(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model without weights and functions, with the sizes of its tensors for one image, as far as they are known.
 
-    Runtimes compute constant parts when they load a model: a few bytes that are a shape can ask for any amount.
+    Runtimes compute constant parts when they load a model: a few bytes that are a shape can ask for any amount, and
+    such a part of unknown size is refused.
     """
-    skeleton = _without_weights(model)
+    skeleton = written_out(_without_weights(model))
+    if skeleton is None:
+        raise GraphError(f"{path} has functions that call each other without end: export it without functions")
+    for item in skeleton.graph.input:
+        sizes = item.type.tensor_type.shape.dim
+        if sizes and not sizes[0].HasField("dim_value"):
+            sizes[0].dim_value = 1
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     except Exception:  # noqa: BLE001  (whoever loads the model tells what is wrong with it)
         inferred = skeleton
+    if (name := unknown_size(inferred.graph)) is not None:
+        raise GraphError(
+            f"{path}: the size of the constant '{name}' is not known before it is made: simplify the model, so that it "
+            "is stored"
+        )
+    return inferred
+
+
+def _largest_value(inferred: onnx.ModelProto) -> tuple[str, int]:
+    """The tensor that takes the most memory while the model is loaded or run on one image."""
     largest = ("", 0)
-    for item in (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info):
+    for item in values(inferred.graph):
         kind = item.type.tensor_type
         sizes = [dim.dim_value if dim.HasField("dim_value") else 1 for dim in kind.shape.dim]
         size = _declared_bytes(sizes, kind.elem_type) or 0

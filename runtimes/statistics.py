@@ -8,7 +8,7 @@ With the reference :math:`r` as the signal and the candidate :math:`c`, over all
 
 What all classes of a row share, and what a class has in every row, decides nothing: a large constant in the logits
 would count as signal and hide any fault. So a second ratio keeps of the signal only what decides, ``d``: ``r`` less the
-mean of its row and, from two rows on, less the mean of its class::
+mean of its row and, where the rows are not all the same, less the mean of its class::
 
     decision SQNR = 10 · log10( Σ d² / Σ (r − c)² )
 
@@ -29,6 +29,8 @@ from runtimes.errors import TensorError
 
 SQNR_CAP_DB: Final = 300.0
 """Bound of every reported SQNR, in decibels: JSON has no infinity, and float64 resolves no more."""
+
+_SAME_IMAGES: Final = 1e-12  # of the signal: a float32 result that moves by a millionth, or nothing
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
@@ -208,12 +210,12 @@ class Accumulator:
             self._class_sums = sums if self._class_sums is None else self._class_sums + sums
 
     def _deciding(self) -> float:
-        """Σ d²: from two rows on Σ c² − n·|mean over rows|² of the row-centred c."""
+        """Σ d²: Σ c² − n·|mean over rows|² of the row-centred c, or Σ c² where the rows do not vary."""
         if self._finite_rows < 2 or self._class_sums is None:
             return self._centred
         left = self._centred - float(np.square(self._class_sums).sum()) / self._finite_rows
-        # Below the rounding of the two sums there is no variation, only their noise.
-        return left if left > 1e-13 * self._centred else 0.0
+        # Images that are all the same say no more than one of them; what is left is the rounding of kernels and sums.
+        return left if left > _SAME_IMAGES * self._centred else self._centred
 
     def _sqnr_db(self, signal: float) -> float:
         if self._largest_error == 0.0:

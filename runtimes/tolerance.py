@@ -201,6 +201,22 @@ def resized_apart(tolerance: Tolerance) -> Tolerance:
     )
 
 
+def coarser(candidate: Tolerance, reference: Tolerance) -> Tolerance:
+    """The row that a pair is judged by: a candidate comes no closer to a reference than that one to the exact result.
+
+    Args:
+        candidate: Row of what is judged.
+        reference: Row of what it is held against.
+
+    Returns:
+        The one with the smaller bound on SQNR, which every row of the table has.
+    """
+    mine, other = (math.inf if row.min_sqnr_db is None else row.min_sqnr_db for row in (candidate, reference))
+    if other >= mine:
+        return candidate
+    return replace(reference, reason=f"The reference is the coarser of both. {reference.reason}")
+
+
 def tolerance_for(runtime: str, precision: str) -> Tolerance:
     """The row of the table for one runtime and precision.
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -103,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
             signal.signal(number, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file's name may hold what the locale has no letter for
+            stream.reconfigure(errors="backslashreplace")
     asks_for_text = {"--help", "-h", "--version"} & set(arguments)
     if "--json" in arguments[1:] and not asks_for_text:
         try:

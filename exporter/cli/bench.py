@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, telling
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell, telling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,15 +61,10 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         with moving("bench", given["quiet"] or given["as_json"]) as progress:
             report = bench_models(subjects, sizes, images, plan, on_progress=progress)
         told = report.to_json()
-        write_reports(places, documents={"bench": told})
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, told)
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), report)
+        try:
+            write_reports(places, documents={"bench": told})
+        finally:  # what was measured is told, whatever becomes of the reports
+            tell(document, given["quiet"], told, lambda console: _show(console, report))
     if report.failures:
         raise click.exceptions.Exit(1)
 
@@ -90,7 +85,7 @@ def _show(console: Console, report: BenchReport) -> None:
         told = f"batch {row['batch']}: {row['error']}"
         console.print(Text.assemble(("  ✗ ", "red"), (f"{row['label']}: ", "bold"), told), soft_wrap=True)
     if any(row["noisy"] for row in report.results):
-        told = "times marked ~ moved too much from turn to turn: measure again on a quieter machine, or more --rounds"
+        told = "times marked ~ moved too much, or had few rounds: measure again on a quieter machine, or more --rounds"
         console.print(Text.assemble(("  note  ", "yellow"), told), soft_wrap=True)
 
 
@@ -103,14 +98,15 @@ def _table(report: BenchReport) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in report.results:
         ratio = row["ratio_to_first"]
-        against = "–" if ratio is None else f"{ratio['ratio']:.2f} ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f})"
+        bounds = f" ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f})" if ratio and ratio["ci95"] else ""
+        against = "–" if ratio is None else f"{ratio['ratio']:.2f}{bounds}"
         table.add_row(
             row["label"], str(row["batch"]), f"{'~' if row['noisy'] else ''}{row['p50_ms']:.2f}",
-            f"{row['p90_ms']:.2f}", f"{row['p99_ms']:.2f}", f"{row['images_per_s']:.1f}", against,
+            _number(row["p90_ms"], 2), _number(row["p99_ms"], 2), f"{row['images_per_s']:.1f}", against,
             _number(row["peak_rss_mb"]), _number(row["cold_start_ms"]),
         )  # fmt: skip
     return table
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f}"
+def _number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

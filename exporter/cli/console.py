@@ -17,14 +17,20 @@ _WIDTH_OF_PIPES = 120  # a table written to a file is not squeezed into 80 colum
 
 def stdout_console() -> Console:
     """For results."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_PIPES)
+    return _console(stderr=False)
 
 
 def stderr_console() -> Console:
     """For progress and remarks."""
-    console = Console(stderr=True, highlight=False)
-    return console if console.is_terminal else Console(stderr=True, highlight=False, width=_WIDTH_OF_PIPES)
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    # Paths and labels are full of brackets and colons: text is text, and no markup.
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_PIPES
+    return console
 
 
 class _Running:

@@ -8,7 +8,7 @@ import click
 
 from exporter.cli.cluster import ray_options
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, telling
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell, telling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,15 +68,10 @@ def command(document: TextIO | None, /, **given: Any) -> None:
                 on_bad=telling(given["quiet"]), on_progress=lambda done: progress(done, total),
             )  # fmt: skip
         told = report.to_json()
-        write_reports(places, documents={"evaluate": told})
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, told)
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), report)
+        try:
+            write_reports(places, documents={"evaluate": told})
+        finally:  # what was measured is told, whatever becomes of the reports
+            tell(document, given["quiet"], told, lambda console: _show(console, report))
     if report.passed is False:
         raise click.exceptions.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, telling
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell, telling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,6 +54,10 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         simulated=given["simulated"], min_sqnr_db=given["min_sqnr"], min_agreement=given["min_agreement"],
     )  # fmt: skip
     models = prepare_all(given["models"])
+    if given["drift"]:
+        from exporter.drift_rows import check_reference, drift_rows
+
+        check_reference(models[0])
     contract = contract_for(models, given["preset"], fields_of(given))
     listing = find_images(given["data"])
     silent = given["quiet"] or given["as_json"]
@@ -65,20 +69,14 @@ def command(document: TextIO | None, /, **given: Any) -> None:
             )  # fmt: skip
         told = report.to_json()
         if given["drift"]:
-            from exporter.drift_rows import drift_rows
-
             with moving("drift", silent) as progress:
                 told["drift"] = drift_rows(models, listing, contract, seed=given["seed"], on_progress=progress)
             told["passed"] = report.passed and all(row["passed"] for row in told["drift"])
-        write_reports(places, layers=layer_rows(models, told.get("drift") or ()), documents={"parity": told})
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, told)
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), report, told.get("drift") or (), told["passed"])
+        try:
+            write_reports(places, layers=layer_rows(models, told.get("drift") or ()), documents={"parity": told})
+        finally:  # what was measured is told, whatever becomes of the reports
+            drift, passed = told.get("drift") or (), told["passed"]
+            tell(document, given["quiet"], told, lambda console: _show(console, report, drift, passed))
     if not told["passed"]:
         raise click.exceptions.Exit(1)
 

@@ -8,7 +8,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
+from weakref import WeakSet
 
 
 @contextmanager
@@ -28,13 +29,20 @@ def only_json_on_stdout() -> Iterator[TextIO]:
         real.close()
 
 
+#: Streams that have their document: what fails after it is told on stderr alone.
+_DELIVERED: Final[WeakSet[TextIO]] = WeakSet()
+
+
 def write_document(stream: TextIO, value: dict[str, Any]) -> None:
     """Write a document; NaN and Infinity, which JSON does not have, are a fault and raise."""
     stream.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    _DELIVERED.add(stream)
 
 
 def failure_document(stream: TextIO, message: str, code: int, error: BaseException | None) -> None:
-    """What ``--json`` prints when the command fails: the error, and the parity rows measured up to it."""
+    """What ``--json`` prints when the command fails before its document: the error, and the parity rows so far."""
+    if stream in _DELIVERED:
+        return
     value: dict[str, Any] = {
         "error": {"type": type(error).__name__ if error else "Interrupted", "message": message, "exit_code": code}
     }

@@ -43,7 +43,7 @@ class Report:
 
     def __post_init__(self) -> None:
         for name, document in self.documents():
-            _check(name, document)
+            check_document(name, document)
         for field in ("stages", "layers", "images"):
             _check_rows(field, getattr(self, field))
 
@@ -67,7 +67,16 @@ class Report:
         return trade_off(self.parity, self.evaluate, self.bench)
 
 
-def _check(name: str, document: object) -> None:
+def check_document(name: str, document: object) -> None:
+    """Refuse what cannot be read as a document of a command.
+
+    Args:
+        name: The command.
+        document: What ``json.load`` gives.
+
+    Raises:
+        InputError: It is of another version, or no object with a list of results.
+    """
     if not isinstance(document, dict):
         raise InputError(f"{name}: received {type(document).__name__}, expected the JSON object that {name} wrote")
     if document.get("schema") != SCHEMA:

@@ -174,9 +174,9 @@ def _latency(report: Report) -> Section | None:
             (*key, ("key-whisker", "median to p90 and p99")),
         )
     if any(row.get("noisy") for row in rows):
-        blocks.append(Text("Rows marked noisy varied so much between rounds that small differences mean nothing."))
+        blocks.append(Text("Small differences mean nothing in rows marked noisy: they varied much, or had few rounds."))
     blocks.append(tables.latency_table(told) if told else Text("Nothing was timed."))
-    lead = "Beside the median: how many times as fast as the first runtime, with the 95 % interval where there is one."
+    lead = "Beside the median: time over that of the first runtime, with the 95 % interval where there is one."
     return Section("latency", "How fast is it?", lead, tuple(blocks))
 
 

@@ -214,10 +214,10 @@ def _fastest(rows: list[dict[str, Any]]) -> tuple[float, str] | None:
     known = [
         (value, f"{_named(row)}, batch {text.plain(row.get('batch'))}")
         for row in rows
-        if (value := text.number(text.mapping(row, "ratio_to_first").get("ratio"))) is not None
+        if (against := text.mapping(row, "ratio_to_first")).get("faster") is True
+        and (value := text.number(against.get("ratio"))) is not None
     ]
-    best = min(known, key=lambda item: item[0], default=None)
-    return best if best and best[0] < 1 else None
+    return min(known, key=lambda item: item[0], default=None)
 
 
 def _named(row: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def read_servable(text: str) -> Servable:
 
 def _of_onnx(name: str, path: Path) -> Servable:
     opening = prepare(f"onnxruntime:{path}")
-    model = onnx.load(str(path), load_external_data=False)
+    model = onnx.load_model_from_string(path.read_bytes())
     taken, given = input_and_output(model, path)
     return Servable(
         name=name,

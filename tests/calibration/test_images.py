@@ -468,3 +468,17 @@ def test_a_folder_that_may_not_be_read_is_an_error(tmp_path):
     folder.mkdir(mode=0o000)
     with pytest.raises(DataError, match="cannot be read"):
         find_images(folder)
+
+
+def test_a_label_that_is_no_class_is_refused(tmp_path):
+    huge = np.array([0, 2**63], np.uint64)
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), np.uint8), labels=huge)
+    with pytest.raises(DataError, match="has the label 9223372036854775808, which is no class"):
+        find_images(tmp_path / "x.npz")
+    (tmp_path / "a.png").touch()
+    listing = tmp_path / "list.txt"
+    listing.write_text("a.png\t0000000000000000007\n")
+    assert [file.label for file in find_images(listing)] == [7]
+    listing.write_text("a.png\t" + "9" * 5000 + "\n")
+    with pytest.raises(DataError, match="line 1: the label 999999999999999999999999 is no class"):
+        find_images(listing)

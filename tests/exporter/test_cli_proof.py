@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from exporter.graph.metadata import PREFIX
 from exporter.opening import Opening
 from exporter.proof_inputs import contract_for, files_read
 from exporter.report.schema import validate
+from runtimes.errors import UnavailableError
 from runtimes.registry import parse
 from runtimes.tensorrt.build import BuildOptions
 from tests.exporter.test_cli_engine import cli
@@ -180,6 +185,10 @@ def test_documents_become_one_report(files: dict[str, Path], tmp_path: Path, cli
         (["parity", "{float}", "{ort}", "--data", "{empty}"], 2, "image"),
         (["evaluate", "{float}", "--data", "{flat}"], 2, "label"),
         (["evaluate", "{float}", "--data", "{empty}"], 2, "image"),
+        (["parity", "{float}", "{ort}", "--data", TEST, "--min-sqnr", "nan"], 2, "a finite number"),
+        (["evaluate", "{float}", "--data", "{list}"], 2, "line 1: the label 999999999999999999999999 is no class"),
+        (["bench", "eager:resnet20@weights=random,seed=99999999999999999999"], 2, "received seed="),
+        (["bench", "{float}@threads=100000"], 2, "a whole number from 1 to 1024"),
         (["bench", "{float}", "--batch", "0"], 2, "0 is not in the range"),
         (["parity", "{float}", "{ort}", "--data", TEST, "--html", "{float}"], 2, "same file as the input"),
         (["parity", "{float}", "{ort}", "--data", TEST, "--html", "/proc/x.html"], 2, "cannot be written"),
@@ -189,11 +198,13 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     words: list[Any], code: int, message: str, files: dict[str, Path], tmp_path: Path, cli: Any
 ) -> None:
     known = {**files, "engine": tmp_path / "digits.engine", "missing": tmp_path / "missing.onnx",
-             "empty": tmp_path / "empty", "flat": tmp_path / "flat", "other": tmp_path / "other.onnx"}  # fmt: skip
+             "empty": tmp_path / "empty", "flat": tmp_path / "flat", "other": tmp_path / "other.onnx",
+             "list": tmp_path / "list.txt"}  # fmt: skip
     known["empty"].mkdir()
     known["flat"].mkdir()
     picture = next(TEST.rglob("*.png"))
     (known["flat"] / picture.name).write_bytes(picture.read_bytes())
+    known["list"].write_text(f"{picture.resolve()}\t{'9' * 40}\n")
     given = [str(word).format(**known) for word in words]
     if any("digits.engine" in word for word in given):
         pytest.importorskip("tensorrt_rtx", reason="there is no TensorRT-RTX for this platform")
@@ -238,7 +249,13 @@ def test_the_files_that_options_name_are_read_too(tmp_path: Path) -> None:
 def test_a_document_in_which_every_model_failed_becomes_a_report(tmp_path: Path, cli: Any) -> None:
     for command in ("evaluate", "bench"):
         failure = {"runtime": "openvino", "file": "x.onnx", "label": "openvino:x.onnx", "error": "out of memory"}
-        document = {"schema": 1, "command": command, "results": [], "failures": [failure], "environment": {}}
+        document: dict[str, Any] = {
+            "schema": 1,
+            "command": command,
+            "results": [],
+            "failures": [failure],
+            "environment": {},
+        }
         document |= {"passed": False} if command == "evaluate" else {}
         (tmp_path / command).write_text(json.dumps(document))
         done = cli("report", tmp_path / command, "--html", tmp_path / "r.html", "--json")
@@ -397,3 +414,69 @@ def test_a_runtime_that_fails_on_the_way_keeps_nobody_from_being_judged(
     assert [row["passed"] for row in done.document["results"]] == [False, False, True]
     assert "fell off the bus" in done.document["results"][0]["finding"]
     json.dumps(done.document, allow_nan=False)
+
+
+@pytest.mark.parametrize("command", ["parity", "evaluate", "bench"])
+def test_a_report_that_cannot_be_written_costs_no_measurement(
+    command: str, files: dict[str, Path], tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise UnavailableError("the disk is full")
+
+    monkeypatch.setattr("exporter.report_files.commit_together", full)
+    data = ("--rounds", "2", "--turn-ms", "1", "--no-cold") if command == "bench" else ("--data", TEST, "--images", "8")
+    words = (command, files["float"], f"{files['float']}@threads=1", *data, "--html", tmp_path / "r.html")
+    done = cli(*words, "--json")
+    assert (done.code, "the disk is full" in done.err) == (3, True)
+    assert all(row["label"] for row in done.document["results"])
+    done = cli(*words)
+    shown = {"parity": "SQNR", "evaluate": "top-1", "bench": "images/s"}
+    assert (done.code, shown[command] in done.out) == (3, True)
+
+
+@pytest.mark.parametrize("name", ["a[/b].onnx", "a[red]b:x:.onnx"])
+def test_a_name_in_brackets_is_shown_as_it_is(name: str, files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(files["float"].read_bytes())
+    data = ("--data", TEST, "--images", "4")
+    for words in (["parity", files["float"], path, *data], ["evaluate", path, *data],
+                  ["bench", path, "--rounds", "2", "--turn-ms", "1", "--no-cold"]):  # fmt: skip
+        done = cli(*words)
+        assert done.code == 0, done.err
+        # A long path is folded into lines beside other columns, and keeps every bracket.
+        assert "[" in done.out, done.out
+
+
+def test_a_name_that_no_encoding_holds_is_shown_escaped(files: dict[str, Path], tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/a\xff"
+    try:
+        shutil.copytree(TEST, os.fsdecode(folder))
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    reports = ("--html", tmp_path / "r.html", "--junit", tmp_path / "r.xml", "--markdown", tmp_path / "r.md")
+    words: tuple[str | bytes | Path, ...] = ("evaluate", files["float"], "--data", folder, "--images", "4", *reports)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "exporter.cli", *words]
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\\udcff" in done.stdout
+    assert b"\\udcff" in (tmp_path / "r.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("document", "code", "message"),
+    [
+        ({"schema": 2, "reference": {}, "results": []}, 2, "received schema 2"),
+        ({"schema": 1, "reference": None, "results": [{"label": "a", "passed": True}], "passed": True}, 0, ""),
+        ({"schema": 1, "reference": {"runtime": "x"}, "results": ["a"], "passed": True}, 2, "received str"),
+        ({"schema": 1, "results": [{"label": "a", "top1": 0.5, "changes": [{"from": 1}, 7]}]}, 0, ""),
+        ({"schema": 1, "results": [{"label": "a", "top1": 0.5, "changes": 7}]}, 0, ""),
+    ],
+)
+def test_a_document_with_holes_is_read_or_refused(
+    document: dict[str, Any], code: int, message: str, tmp_path: Path, cli: Any
+) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(document))
+    done = cli("report", tmp_path / "d.json", "--html", tmp_path / "r.html", "--markdown", tmp_path / "r.md")
+    assert (done.code, message in done.err, "internal" in done.err) == (code, True, False), done.err

@@ -137,6 +137,14 @@ def test_a_subject_that_fails_is_reported_and_nothing_passes(tmp_path):
     assert report.data["images"] == 18
 
 
+def test_beside_a_first_one_that_failed_no_change_is_known(tmp_path):
+    def fails(batch):
+        raise GraphError("out of memory")
+
+    (row,) = evaluated(folders(tmp_path), subject("a", fails), subject("b")).results
+    assert [row[name] for name in ("mcnemar_p", "only_reference_right", "only_this_right", "changed")] == [None] * 4
+
+
 def test_only_images_that_were_used_are_reported_where_all_subjects_fail(tmp_path):
     def fails(batch):
         raise GraphError("out of memory")

@@ -141,7 +141,8 @@ def test_an_accuracy_that_was_only_measured_is_no_pass() -> None:
 
 @pytest.mark.parametrize("name", ["evaluate", "bench"])
 def test_what_could_not_be_measured_fails_every_report_by_name(name: str) -> None:
-    failure = {"runtime": "openvino", "file": "x.onnx", "label": "openvino x.onnx", "error": "out of memory"}
+    failure: dict[str, object] = {"runtime": "openvino", "file": "x.onnx", "label": "openvino x.onnx"}
+    failure["error"] = "out of memory"
     document = {"evaluate": evaluate(1), "bench": bench(1)}[name]
     if name == "bench":
         failure = {**failure, "batch": 8}
@@ -180,3 +181,11 @@ def test_a_model_whose_layers_were_not_looked_at_is_no_outcome() -> None:
     before = len(Report(parity=document).outcomes())
     document["drift"].append({"label": "x", "runtime": "x", "layers": [], "first": None, "passed": True})
     assert len(Report(parity=document).outcomes()) == before
+
+
+@pytest.mark.parametrize(("faster", "told"), [(True, True), (None, False), (False, False)])
+def test_the_fastest_is_one_whose_interval_says_so(faster: bool | None, told: bool) -> None:
+    ratio = {"ratio": 0.8, "ci95": [0.5, 1.1], "faster": faster}
+    rows = [{"label": "a", "batch": 1, "ratio_to_first": None}, {"label": "b", "batch": 1, "ratio_to_first": ratio}]
+    facts = Report(bench={"schema": 1, "results": rows}).verdict.facts
+    assert [fact.value for fact in facts if fact.name.startswith("Fastest")] == ["0.80× the time"] * told

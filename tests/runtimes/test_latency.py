@@ -54,11 +54,20 @@ def test_a_steady_runtime_is_not_noisy_and_a_restless_one_is():
     assert noisy.noisy
 
 
-def test_noise_within_the_rounds_is_not_noise_between_them():
+def test_a_tail_within_the_rounds_is_noise_and_a_rare_run_is_not():
     clock = FakeClock()
-    (found,) = measured(clock, lambda i: MS * (9 if i % 10 == 0 else 1)).results
-    assert found.p99_ms > 5
-    assert not found.noisy
+    durations = [lambda i, every=every: MS * (9 if i % every == 0 else 1) for every in (5, 50)]
+    tail, rare = measured(clock, *durations).results
+    assert (tail.spread, rare.spread) == (0.0, 0.0)
+    assert tail.noisy
+    assert not rare.noisy
+
+
+@pytest.mark.parametrize(("rounds", "p90", "p99", "noisy"), [(4, 0, 0, 1), (9, 0, 0, 0), (10, 1, 0, 0), (100, 1, 1, 0)])
+def test_percentiles_and_calm_need_runs_enough(rounds, p90, p99, noisy):
+    plan = replace(PLAN, rounds=rounds, max_runs=1)
+    (found,) = measured(FakeClock(), lambda _: 5 * MS, plan=plan).results
+    assert (found.p90_ms is not None, found.p99_ms is not None, found.noisy) == (bool(p90), bool(p99), bool(noisy))
 
 
 @pytest.mark.parametrize(("factor", "faster"), [(0.5, True), (2.0, False), (1.0, None)])

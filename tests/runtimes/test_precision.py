@@ -42,6 +42,8 @@ def test_a_file_of_integer_operators_is_int8_without_any_q_dq(operator):
         ("fp16", {"precision": "f32"}, "fp16"),
         ("int8", {"precision": "bf16", "tf32": True}, "int8"),
         (None, {"dtype": "float16"}, None),
+        ("fp16", {"precision": "bf16"}, "bf16"),
+        ("bf16", {"precision": "f16"}, "bf16"),
     ],
 )
 def test_a_model_is_computed_in_its_own_precision_or_the_lower_one_asked_for(own, options, expected):

@@ -14,7 +14,7 @@ from runtimes.errors import GraphError, ResnetExportError, UnavailableError
 from runtimes.int8_sim import Int8SimRuntime
 from runtimes.memory import available_memory
 from runtimes.ort import OrtRuntime
-from runtimes.reading import check_external, read_model
+from runtimes.reading import check_external, external_files, read_model
 from tests.runtimes.models import CHANNELS, CLASSES, images, model, onnx_linear, weights
 
 
@@ -75,6 +75,14 @@ def test_a_relative_path_to_a_model_reads_the_weights_beside_it(path, monkeypatc
 def test_weights_outside_of_the_models_folder_are_refused(path, location):
     (path.parent.parent / "weights.bin").write_bytes(weights().tobytes())
     assert f"'{location}' is outside of its folder" in refusal(outside(path, location=location))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".textproto", ".onnxtxt"])
+def test_a_suffix_chooses_no_other_parser(path, suffix):
+    (path.parent.parent / "weights.bin").write_bytes(weights().tobytes())
+    named = outside(path, location="../weights.bin").rename(path.with_suffix(suffix))
+    assert "'../weights.bin' is outside of its folder" in refusal(named)
+    assert [each.name for each in external_files(named)] == ["weights.bin"]
 
 
 def test_an_absolute_path_is_refused_even_into_the_models_folder(path):
@@ -206,6 +214,69 @@ def made_large(how: str) -> onnx.ModelProto:
 def test_a_constant_that_a_few_bytes_make_huge_is_refused_before_it_is_made(path, how):
     onnx.save(made_large(how), path)
     assert "the tensor 'large' has" in refusal(path)
+
+
+def hidden(how: str) -> onnx.ModelProto:
+    """The same, where shape inference does not see it."""
+    large = helper.make_node("ConstantOfShape", ["shape"], ["large"])
+    total = helper.make_node("ReduceSum", ["large"], ["sum"], keepdims=0)
+    found = made_large("ConstantOfShape")
+    functions, nodes = [], [large, total]
+    if how == "Pow":
+        nodes = [helper.make_node("Pow", ["shape", "two"], ["squared"]),
+                 helper.make_node("ConstantOfShape", ["squared"], ["large"]), total]  # fmt: skip
+    elif how == "If":
+        branch = helper.make_graph(nodes, "branch", [], [helper.make_tensor_value_info("sum", TensorProto.FLOAT, [])])
+        nodes = [helper.make_node("If", ["yes"], ["sum"], then_branch=branch, else_branch=branch)]
+    elif how == "function":
+        functions = [helper.make_function("own", "Make", ["shape"], ["sum"], nodes, [helper.make_opsetid("", 17)])]
+        nodes = [helper.make_node("Make", ["shape"], ["sum"], domain="own")]
+    found.graph.ClearField("node")
+    found.graph.node.extend([*nodes, *made_large("ConstantOfShape").graph.node[2:]])
+    found.graph.initializer.extend(
+        [numpy_helper.from_array(np.array(True), "yes"), numpy_helper.from_array(np.array(2, np.int64), "two")]
+    )
+    found.functions.extend(functions)
+    found.opset_import.append(helper.make_opsetid("own", 1))
+    return found
+
+
+@pytest.mark.parametrize("how", ["Pow", "If", "function"])
+def test_a_huge_constant_is_refused_where_it_hides(path, how):
+    onnx.save(hidden(how), path)
+    told = refusal(path)
+    assert "'large" in told
+    assert "is not known before it is made" in told or "3725.3 GiB" in told
+
+
+def test_functions_that_unfold_without_end_are_refused(path):
+    found = hidden("function")
+    opset = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    names = [f"f{index}" for index in range(40)]
+    for one, other in pairwise(names):
+        calls = [helper.make_node(other, [a], [b], domain="own") for a, b in (("x", "y"), ("y", "z"))]
+        found.functions.append(helper.make_function("own", one, ["x"], ["z"], calls, opset))
+    last = [helper.make_node("Identity", ["x"], ["z"])]
+    found.functions.append(helper.make_function("own", names[-1], ["x"], ["z"], last, opset))
+    found.graph.node.append(helper.make_node("f0", ["sum"], ["more"], domain="own"))
+    onnx.save(found, path)
+    assert "without end" in refusal(path)
+
+
+def test_a_size_that_comes_from_the_input_or_is_known_is_sound(path):
+    nodes = [
+        helper.make_node("ConstantOfShape", ["small"], ["zeros"]),
+        helper.make_node("Shape", ["input"], ["sizes"]),
+        helper.make_node("Expand", ["zeros", "sizes"], ["plane"]),
+        helper.make_node("Add", ["input", "plane"], ["sum"]),
+        helper.make_node("GlobalAveragePool", ["sum"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    stored = [numpy_helper.from_array(np.array([1, 1, 1, 1], np.int64), "small")]
+    inputs, outputs = [value("input", ["N", CHANNELS, "H", "W"])], [value("logits", ["N", CHANNELS])]
+    onnx.save(model(nodes, inputs, outputs, stored), path)
+    read_model(path, "")
+    check_external(path, "test")
 
 
 def test_an_image_that_no_machine_holds_is_refused(path):

@@ -288,10 +288,18 @@ def test_one_row_is_judged_by_what_its_classes_do_not_share() -> None:
     assert stats.decision_sqnr_db == pytest.approx(10 * np.log10(2.0 / 0.01), abs=1e-6)
 
 
-def test_logits_that_never_vary_hold_no_decision() -> None:
-    reference = np.tile(np.array([[3.0, -7.0, 2.0]]), (4, 1))
+@pytest.mark.parametrize("rounding", [0.0, 1e-7])
+def test_images_that_are_all_the_same_say_what_one_of_them_says(rounding: float) -> None:
+    row = np.array([[3.0, -7.0, 2.0]])
+    alike = np.tile(row, (4, 1)) * (1.0 + rounding * np.array([[0.0], [1.0], [-1.0], [0.0]]))
+    one = compare(row, row + 1e-3).decision_sqnr_db
+    assert compare(alike, alike + 1e-3).decision_sqnr_db == pytest.approx(one, abs=1e-3)
+    assert compare(alike, alike).decision_sqnr_db == 300.0
+
+
+def test_logits_that_are_all_the_same_hold_no_decision() -> None:
+    reference = np.full((4, 3), 2.0)
     assert compare(reference, reference + 1e-3).decision_sqnr_db == -300.0
-    assert compare(reference, reference).decision_sqnr_db == 300.0
 
 
 def test_a_single_class_is_its_own_decision() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from runtimes.errors import InputError
 from runtimes.statistics import DifferenceStatistics, compare
-from runtimes.tolerance import FP16_STEP_ULP, TOLERANCES, Tolerance, tolerance_for
+from runtimes.tolerance import FP16_STEP_ULP, TOLERANCES, Tolerance, coarser, tolerance_for
 
 BOUNDS = Tolerance(min_sqnr_db=50.0, min_decision_db=30.0, max_ulp=16.0, min_top1=0.9, reason="a test")
 AT_THE_BOUNDS = DifferenceStatistics(
@@ -101,3 +101,10 @@ def test_five_percent_on_one_class_fails_every_row(precision):
     wrong = reference.copy()
     wrong[:, 3] *= 1.05
     assert not tolerance_for("onnxruntime", precision).judge(compare(reference, wrong))[0]
+
+
+def test_a_pair_is_judged_by_the_row_of_the_coarser_side():
+    fp32, fp16, int8 = (tolerance_for("onnxruntime", name) for name in ("fp32", "fp16", "int8"))
+    assert coarser(int8, fp16) is int8
+    assert coarser(fp32, fp32) is fp32
+    assert replace(coarser(fp32, int8), reason=int8.reason) == int8
