@@ -99,7 +99,8 @@ def row(name: str, batch: int, runtime: OrtRuntime, images: Floats, plan: Plan) 
     candidates = [Candidate("bare", lambda: bare), Candidate("layer", lambda: runtime)]
     plain, layer = measure(candidates, (batch,), images, plan).results
     found = layer.ratio_to_first
-    assert found is not None and found.ci95 is not None  # neither has failed, in rounds enough
+    assert found is not None  # neither has failed
+    assert found.ci95 is not None  # in rounds enough
     low, high = found.ci95
     return {
         "model": name,

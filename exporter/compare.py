@@ -18,11 +18,11 @@ from calibration.listing import ImageFile, sample
 from calibration.prefetch import prefetched
 from calibration.preprocess import Preprocessing
 from exporter.bounds import as_reference, as_simulated
-from exporter.feeding import fed, reading
+from exporter.feeding import Feed, fed, reading
 from exporter.opening import Opening
 from exporter.proof_inputs import agreed_labels, fits
 from exporter.subjects import declared_classes
-from runtimes.base import Array
+from runtimes.base import Array, Runtime
 from runtimes.comparison import Pair, Ran, compare_over
 from runtimes.errors import GraphError, InputError
 from runtimes.int8_sim import Int8SimRuntime
@@ -144,12 +144,7 @@ def compare_models(
         bounds, refused = _bounds(models, options)
         pairs = [Pair(index, 0) for index in bounds]
         notes = _notes(models)
-        for index, sim in _simulations(models, options.simulated).items():
-            try:
-                opened = stack.enter_context(fed(sim, images.feeds[index]))
-            except GraphError as error:  # the file is still held against the reference
-                notes.append(f"{models[index].label} was not held against its simulation: {_reason(error)}")
-                continue
+        for index, opened in _opened_simulations(stack, models, images.feeds, options.simulated, notes).items():
             runs.append(Ran(opened, options.simulated))
             pairs.append(Pair(index, len(runs) - 1, options.simulated))
         batch = 1 if images.contract.any_size else options.batch
@@ -197,6 +192,19 @@ def _simulations(models: Sequence[Opening], most: int) -> dict[int, Int8SimRunti
     for index, model in enumerate(models):
         if index and model.precision == "int8" and model.onnx is not None and model.spec.name != "int8-sim":
             found[index] = Int8SimRuntime(model.onnx, f"int8-sim:{model.onnx}")
+    return found
+
+
+def _opened_simulations(
+    stack: ExitStack, models: Sequence[Opening], feeds: Sequence[Feed | None], most: int, notes: list[str]
+) -> dict[int, Runtime]:
+    """Those that can be opened; of the others a note is made, and their files are still held against the reference."""
+    found: dict[int, Runtime] = {}
+    for index, simulation in _simulations(models, most).items():
+        try:
+            found[index] = stack.enter_context(fed(simulation, feeds[index]))
+        except GraphError as error:
+            notes.append(f"{models[index].label} was not held against its simulation: {_reason(error)}")
     return found
 
 
