@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "kill_run.json")
     given = parser.parse_args()
-    draw, rows = random.Random(given.seed), []
+    draw = random.Random(given.seed)
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "out"  # the same for all: documents hold paths
         whole = undisturbed = finish(folder)
