@@ -477,6 +477,7 @@ def test_a_name_that_no_encoding_holds_is_shown_escaped(files: dict[str, Path], 
 def test_a_document_with_holes_is_read_or_refused(
     document: dict[str, Any], code: int, message: str, tmp_path: Path, cli: Any
 ) -> None:
-    (tmp_path / "d.json").write_text(json.dumps(document))
+    command = "parity" if "reference" in document else "evaluate"
+    (tmp_path / "d.json").write_text(json.dumps({"command": command, **document}))
     done = cli("report", tmp_path / "d.json", "--html", tmp_path / "r.html", "--markdown", tmp_path / "r.md")
     assert (done.code, message in done.err, "internal" in done.err) == (code, True, False), done.err
