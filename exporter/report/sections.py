@@ -84,6 +84,7 @@ def _parity(report: Report) -> Section | None:
 
 def _drift(report: Report) -> Section:
     blocks: list[Block] = []
+    said: set[str] = set()
     # Those with a fault first: they are what this section is read for.
     found = sorted(enumerate(text.rows_of(report.parity, "drift")), key=lambda item: drift.first_name(item[1]) is None)
     for place, (index, document) in enumerate(found):
@@ -92,9 +93,11 @@ def _drift(report: Report) -> Section:
         blocks += picture(f"chart-drift-{index}", title, chart, _DRIFT_KEY, folded=place >= _SHOWN)
         if text.rows_of(document, "layers"):
             blocks.append(tables.drift_table(f"table-drift-{index}", document))
-    probed = dict.fromkeys(str(document["probed"]) for _, document in found if document.get("probed"))
+        told = str(document.get("probed") or "")
+        if told and told not in said:
+            said.add(told)
+            blocks.append(Text(f"{told[:1].upper()}{told[1:].rstrip('.')}."))
     lead = "The error of each layer's output along the depth: where it first falls below the bound, the fault lies."
-    lead = " ".join((lead, *probed))
     return Section("drift", "Where the error comes from", lead, tuple(blocks))
 
 
