@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 DIGITS := examples/digits
 
-.PHONY: demo test test-all test-gpu lint format bench bench-gpu clean help
+.PHONY: demo test test-all test-gpu lint format bench bench-gpu docs clean help
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ bench: $(VENV)/.dev ## Measurements against peers; results in benchmarks/results
 
 bench-gpu: $(VENV)/.dev ## What needs a GPU; the results say "not run" without one
 	$(BIN)/python benchmarks/gpu.py
+
+docs: $(VENV)/.dev ## The Python API as web pages, from the docstrings, in build/api
+	$(BIN)/pdoc -d google -o build/api exporter runtimes calibration
 
 clean: ## Remove what was built, not the environment
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,17 +26,16 @@ _INTERRUPTED, _OWN_FAULT = 130, 70
 _COMMANDS = {
     "run": ("exporter.cli.run", "Do a whole pipeline, from the checkpoint to the report, and only what has changed."),
     "init": ("exporter.cli.init", "Write a pipeline file with every key and its default."),
+    "inspect": ("exporter.cli.inspect", "Show a model's data flow, residual blocks, checks and cost."),
     "onnx": ("exporter.cli.onnx", "Fold, export, simplify and prove a model: PyTorch in, ONNX out."),
     "calibrate": (
         "exporter.cli.calibrate",
         "Read the ranges of a model's activations off images: ONNX in, ranges out.",
     ),
-    "lint": ("exporter.cli.lint", "Check a quantised file of any maker for the runtime that it is meant for."),
-    "inspect": ("exporter.cli.inspect", "Show a model's data flow, residual blocks, checks and cost."),
     "quantize": ("exporter.cli.quantize", "Make an INT8 file for one target, and say what it cost."),
+    "lint": ("exporter.cli.lint", "Check a quantised file of any maker for the runtime that it is meant for."),
     "embed": ("exporter.cli.embed", "Put the preprocessing into an ONNX file: pixels in, classes out."),
     "engine": ("exporter.cli.engine", "Build a TensorRT engine of an ONNX file, for GPUs that are here or not."),
-    "triton": ("exporter.cli.triton", "Write a model repository for a Triton server."),
     "layers": ("exporter.cli.layers", "Show what an engine runs, layer by layer, and why INT8 may be no faster."),
     "parity": ("exporter.cli.parity", "Hold models on runtimes against the first: do they still compute the same?"),
     "evaluate": ("exporter.cli.evaluate", "Measure accuracy on labelled images, and what a model changes."),
@@ -44,6 +43,7 @@ _COMMANDS = {
     "report": ("exporter.cli.report", "Make one report of what parity, evaluate and bench found."),
     "bundle": ("exporter.cli.bundle", "Put everything that a device needs into one folder or file, with the proof."),
     "verify": ("exporter.cli.verify", "Check a bundle: its files, and what it computes on this machine."),
+    "triton": ("exporter.cli.triton", "Write a model repository for a Triton server."),
     "doctor": ("exporter.cli.doctor", "Show what this machine can run, and what to install for the rest."),
     "completion": ("exporter.cli.completion", "Print the completion script for a shell."),
 }
