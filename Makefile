@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two workers at most: every worker imports torch, and each test that runs a network uses all cores anyway.
+# Two workers at most, as every worker imports torch; of one thread each, since OpenMP's threads wait in loops and take the
+# cores from each other.
 WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 DIGITS := examples/digits
 
 .PHONY: demo test test-all test-gpu lint format bench bench-gpu docs clean help
@@ -34,10 +36,10 @@ demo: $(VENV)/.core ## A checkpoint to INT8 files, an engine and the report, on 
 	$(BIN)/resnet-export run $(DIGITS)/pipeline.toml
 
 test: $(VENV)/.dev ## The test suite: no network, no GPU
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(PYTEST) -n $(WORKERS)
 
 test-all: $(VENV)/.dev $(VENV)/.triton ## The same with the slow proofs
-	PYTRITON_PYTHON=$(CURDIR)/$(VENV)/triton/bin/python $(BIN)/python -m pytest -n $(WORKERS) -m 'not gpu'
+	PYTRITON_PYTHON=$(CURDIR)/$(VENV)/triton/bin/python $(PYTEST) -n $(WORKERS) -m 'not gpu'
 
 test-gpu: $(VENV)/.dev ## What needs a CUDA device; skipped, never passed, without one
 	$(BIN)/python -m pytest -m gpu
