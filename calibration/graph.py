@@ -264,3 +264,14 @@ def input_size(network: Network) -> tuple[int | None, int, int | None, int | Non
     if sizes[1] is None:
         raise GraphError("the number of input channels is free: export the model with a fixed one")
     return sizes[0], sizes[1], sizes[2], sizes[3]
+
+
+def reached(nodes: Sequence[onnx.NodeProto], outputs: frozenset[str]) -> list[onnx.NodeProto]:
+    """The nodes that an output depends on, in their order."""
+    wanted = set(outputs)
+    kept = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    return kept[::-1]

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from calibration.graph import Network, attribute
+from calibration.graph import Network, attribute, reached
 from calibration.grids import Affine
 from calibration.lattice import PIXELS
 from calibration.parameters import Parameters, along, with_room_for_biases
@@ -329,7 +329,7 @@ class _Writer:
         model = onnx.ModelProto()
         model.CopyFrom(self._network.model)
         graph = model.graph
-        nodes = _reached(self._nodes, self._network.outputs)
+        nodes = reached(self._nodes, self._network.outputs)
         used = {name for node in nodes for name in node.input} | self._network.outputs
         kept = [item for item in graph.initializer if item.name in used]
         # Old files list initializers as inputs: one that is gone would have to be given by the user.
@@ -356,14 +356,3 @@ def _require_single_names(graph: onnx.GraphProto) -> None:
 def _quantiser(name: str, inputs: Sequence[str], axis: int | None = None) -> onnx.NodeProto:
     # make_node leaves out attributes that are None.
     return helper.make_node("QuantizeLinear", inputs, [f"{name}.quantized"], f"{name}.quantized", axis=axis)
-
-
-def _reached(nodes: Sequence[onnx.NodeProto], outputs: frozenset[str]) -> list[onnx.NodeProto]:
-    """The nodes that an output depends on, in their order."""
-    wanted = set(outputs)
-    kept = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            kept.append(node)
-    return kept[::-1]

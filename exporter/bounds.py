@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 
 from exporter.opening import Opening
 from runtimes.errors import InputError
-from runtimes.tolerance import AS_SIMULATED, TOLERANCES, Tolerance, coarser, resized_apart
-
-#: Target of `quantize` → the runtimes that it is for. On others the file runs, and rounds elsewhere.
-_MADE_FOR: Final = {
-    "onnxruntime": {"onnxruntime"},
-    "openvino": {"openvino"},
-    "tensorrt": {"tensorrt", "tensorrt-rtx", "ort-tensorrt"},
-}
+from runtimes.tolerance import AS_SIMULATED, MADE_FOR, TOLERANCES, Tolerance, coarser, resized_apart
 
 
 def as_simulated(model: Opening) -> Tolerance:
     """The bounds of an INT8 model beside the simulation of its own file."""
-    return AS_SIMULATED[model.spec.name in _MADE_FOR.get(model.target or "", set())]
+    return AS_SIMULATED[model.spec.name in MADE_FOR.get(model.target or "", set())]
 
 
 def as_reference(

@@ -163,6 +163,15 @@ def _restored_on_error(path: Path) -> Iterator[None]:
         earlier.unlink(missing_ok=True)
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces; OSError where it cannot be read, which the caller puts into words."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def check_output(path: Path, inputs: Iterable[Path] = (), option: str = "-o") -> None:
     """Refuse a path that cannot become a file; quick, for use before anything is read.
 

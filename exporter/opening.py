@@ -5,7 +5,6 @@ The exporter's side of :mod:`runtimes.registry`, which leaves it to others to ma
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from calibration.preprocess import Preprocessing
 from exporter.embedded import Output, Told, told
 from exporter.feeding import Feed
+from exporter.files import file_sha256
 from exporter.subjects import Subject
 from runtimes.base import Runtime
 from runtimes.errors import GraphError, InputError, ResnetExportError
@@ -26,7 +26,6 @@ from runtimes.tensorrt.sidecar import precision_of, read_sidecar
 if TYPE_CHECKING:
     from exporter.models.source import LoadedModel
 
-_CHUNK: Final = 1 << 20
 # What load_model's messages call the options of the command line: "--weights FILE", "--num-classes 10".
 _FLAG: Final = re.compile(r"--([a-z]+(?:-[a-z]+)*)(?: (?=FILE|random|DEFAULT|\d))?")
 
@@ -286,11 +285,7 @@ def _labels(metadata: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
+        return file_sha256(path)
     except OSError as error:
         raise GraphError(f"{path} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()

@@ -217,6 +217,16 @@ def coarser(candidate: Tolerance, reference: Tolerance) -> Tolerance:
     return replace(reference, reason=f"The reference is the coarser of both. {reference.reason}")
 
 
+MADE_FOR: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "onnxruntime": frozenset({"onnxruntime"}),
+        "openvino": frozenset({"openvino"}),
+        "tensorrt": frozenset({"tensorrt", "tensorrt-rtx", "ort-tensorrt"}),
+    }
+)
+"""Target that a Q/DQ file was written for -> the runtimes that it is for. Others run it too, and round elsewhere."""
+
+
 def tolerance_for(runtime: str, precision: str) -> Tolerance:
     """The row of the table for one runtime and precision.
 

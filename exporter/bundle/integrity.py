@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from exporter.bundle.layout import LARGEST_MANIFEST, MANIFEST, MANIFEST_SHA256
 from exporter.bundle.manifest import Manifest, parse_manifest
+from exporter.files import file_sha256
 from runtimes.errors import InputError
 
 Fault = Literal["missing", "altered", "extra", "unsafe"]
@@ -71,7 +72,7 @@ def examine(folder: Path) -> tuple[Manifest | None, list[Finding]]:
                 findings.append(Finding(name, "missing", "the manifest lists it"))
         elif found[name].st_size != entry.size:
             findings.append(Finding(name, "altered", f"it has {found[name].st_size} bytes, expected {entry.size}"))
-        elif file_sha256(folder / name) != entry.sha256:
+        elif sha256_of(folder / name) != entry.sha256:
             findings.append(Finding(name, "altered", "its sha256 is another one"))
     known = {*manifest.files, MANIFEST, MANIFEST_SHA256}
     findings += [Finding(name, "extra", "the manifest does not list it") for name in found if name not in known]
@@ -129,17 +130,13 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces.
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file.
 
     Raises:
         InputError: It cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while piece := stream.read(_CHUNK):
-                digest.update(piece)
+        return file_sha256(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()

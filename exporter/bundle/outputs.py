@@ -19,18 +19,13 @@ from runtimes.base import Array, Floats
 from runtimes.batching import run_padded
 from runtimes.errors import GateError, GraphError, InputError
 from runtimes.statistics import compare
-from runtimes.tolerance import AS_SIMULATED, TOLERANCES, Tolerance
+from runtimes.tolerance import AS_SIMULATED, MADE_FOR, TOLERANCES, Tolerance
 
 #: Runtimes that may run an ONNX file, or an engine; each has rows of its own in the table of tolerances.
 RUNTIMES: Final = {
     "onnx": ("onnxruntime", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
-}
-MADE_FOR: Final = {
-    "onnxruntime": {"onnxruntime"},
-    "openvino": {"openvino"},
-    "tensorrt": {"tensorrt", "tensorrt-rtx", "ort-tensorrt"},
 }
 
 

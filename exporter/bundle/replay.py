@@ -11,11 +11,12 @@ import numpy as np
 
 from exporter.bundle.layout import PREPROCESSING
 from exporter.bundle.manifest import Manifest
-from exporter.bundle.outputs import MADE_FOR, judge_rows
+from exporter.bundle.outputs import judge_rows
 from runtimes.base import Array, Floats
 from runtimes.batching import run_padded
 from runtimes.errors import InputError, ResnetExportError, UnavailableError, first_line
 from runtimes.registry import open_runtime, parse
+from runtimes.tolerance import MADE_FOR
 
 #: Runtimes that are tried for a model of a kind, and the targets whose INT8 files are theirs; ``None``: everybody's.
 _TRIED: Final[Mapping[str, tuple[str, ...]]] = {

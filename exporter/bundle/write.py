@@ -16,7 +16,7 @@ from calibration.preprocess import Preprocessing
 from exporter import __version__
 from exporter.bundle.archive import pack
 from exporter.bundle.goldens import Golden, golden_images, npy_bytes, pixels_path
-from exporter.bundle.integrity import file_sha256
+from exporter.bundle.integrity import sha256_of
 from exporter.bundle.layout import (
     INPUT,
     KIND,
@@ -287,5 +287,5 @@ def _spec(spec: TensorSpec) -> dict[str, Any]:
 def _files(folder: Path) -> list[dict[str, Any]]:
     """Every file that is there by now; the manifest and its hash come after."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    entries = [FileEntry(name, file_sha256(folder / name), (folder / name).stat().st_size) for name in names]
+    entries = [FileEntry(name, sha256_of(folder / name), (folder / name).stat().st_size) for name in names]
     return [entry.to_json() for entry in entries]

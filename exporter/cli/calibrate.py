@@ -12,6 +12,7 @@ import click
 from exporter.cli.bar import Bar
 from exporter.cli.cluster import check_ray, ray_options
 from exporter.cli.options import output_options, output_path, preprocessing_options
+from exporter.cli.stdout import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,14 +74,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     check_ray(given, "providers", ("CPUExecutionProvider",))
     silent = given["quiet"] or given["as_json"]
     done = _run(given, None if silent else Bar())
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, _document(done))
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), done, given["verbose"])
+    tell(document, given["quiet"], _document(done), lambda console: _show(console, done, given["verbose"]))
 
 
 @dataclass(frozen=True)

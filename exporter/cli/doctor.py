@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options
+from exporter.cli.stdout import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,14 +33,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     from exporter.doctor import diagnose
 
     found = diagnose()
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, found.to_json())
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), found)
+    tell(document, given["quiet"], found.to_json(), lambda console: _show(console, found))
 
 
 def _show(console: Console, found: Diagnosis) -> None:

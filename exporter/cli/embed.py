@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, output_path, preprocessing_options
+from exporter.cli.stdout import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,14 +67,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     finally:
         if lines:
             lines.close()
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, report.to_json())
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), report)
+    tell(document, given["quiet"], report.to_json(), lambda console: _show(console, report))
 
 
 def _show(console: Console, report: EmbedReport) -> None:

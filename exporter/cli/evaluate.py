@@ -8,7 +8,8 @@ import click
 
 from exporter.cli.cluster import ray_options
 from exporter.cli.options import output_options, preprocessing_options
-from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, tell, telling
+from exporter.cli.proof import SPECS, data_options, fields_of, models_argument, moving, report_options, telling
+from exporter.cli.stdout import tell
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import model_options, output_options, source_options
+from exporter.cli.stdout import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,14 +44,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
         summary = summarise(loaded.blueprint, loaded.size)
     else:
         summary = summarise_module(loaded.module, loaded.name, (loaded.in_channels, *loaded.size))
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, _document(loaded, summary))
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), loaded, summary)
+    tell(document, given["quiet"], _document(loaded, summary), lambda console: _show(console, loaded, summary))
 
 
 def _document(loaded: LoadedModel, summary: Summary) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, verbose
+from exporter.cli.stdout import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,14 +45,8 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     from exporter.layers import read_layer_report
 
     report = read_layer_report(given["engine"], given["model"], host_code=given["host_code"])
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, {"engine": str(given["engine"]), **report.to_json()})
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), report, given["verbose"])
+    told = {"engine": str(given["engine"]), **report.to_json()}
+    tell(document, given["quiet"], told, lambda console: _show(console, report, given["verbose"]))
 
 
 def _show(console: Console, report: LayerReport, full: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options
+from exporter.cli.stdout import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,14 +43,8 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     from calibration.lint import read_quantised, report
 
     found = report(read_quantised(given["file"]), given["target"])
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, {"file": str(given["file"]), **found.to_json()})
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), given["file"], found)
+    told = {"file": str(given["file"]), **found.to_json()}
+    tell(document, given["quiet"], told, lambda console: _show(console, given["file"], found))
     if not found.clean:
         # Not ctx.exit(): outside click's standalone mode that is a return value, which nobody reads.
         sys.exit(_FAILED)

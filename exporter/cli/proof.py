@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from rich.console import Console
 
     from calibration.images import BadFile
 
@@ -99,15 +97,3 @@ def moving(what: str, silent: bool) -> Iterator[Callable[[int, int], None]]:
 def telling(quiet: bool) -> Callable[[BadFile], None] | None:
     """One line on stderr for each image that cannot be used; ``None`` where nothing is to be said."""
     return None if quiet else lambda file: click.echo(f"skipped {file.path}: {file.reason}", err=True)
-
-
-def tell(document: TextIO | None, quiet: bool, told: dict[str, Any], show: Callable[[Console], None]) -> None:
-    """The result on stdout: the document where one is wanted, else what ``show`` prints of it."""
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, told)
-    elif not quiet:
-        from exporter.cli.console import stdout_console
-
-        show(stdout_console())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from exporter.cli.options import output_options, output_path, preprocessing_options, verbose
+from exporter.cli.stdout import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,14 +102,7 @@ def command(document: TextIO | None, /, **given: Any) -> None:
     finally:
         if lines:
             lines.close()
-    if document is not None:
-        from exporter.cli.stdout import write_document
-
-        write_document(document, report.to_json())
-    elif not given["quiet"]:
-        from exporter.cli.console import stdout_console
-
-        _show(stdout_console(), report, given["verbose"])
+    tell(document, given["quiet"], report.to_json(), lambda console: _show(console, report, given["verbose"]))
 
 
 def _fields(given: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,13 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @contextmanager
@@ -37,6 +40,16 @@ def write_document(stream: TextIO, value: dict[str, Any]) -> None:
     """Write a document; NaN and Infinity, which JSON does not have, are a fault and raise."""
     stream.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
     _DELIVERED.add(stream)
+
+
+def tell(document: TextIO | None, quiet: bool, told: dict[str, Any], show: Callable[[Console], None]) -> None:
+    """The result on stdout: the document where one is wanted, else what ``show`` prints of it."""
+    if document is not None:
+        write_document(document, told)
+    elif not quiet:
+        from exporter.cli.console import stdout_console
+
+        show(stdout_console())
 
 
 def failure_document(stream: TextIO, message: str, code: int, error: BaseException | None) -> None:

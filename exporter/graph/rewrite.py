@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.graph import Network
+from calibration.graph import Network, reached
 from runtimes.errors import GraphError
 
 Array = npt.NDArray[Any]
@@ -143,14 +143,3 @@ def pixel_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
 def planes(values: Array) -> npt.NDArray[np.float32]:
     """A value for each channel ``[C]``, as it goes with images: ``[1, C, 1, 1]``."""
     return values.astype(np.float32).reshape(1, -1, 1, 1)
-
-
-def reached(nodes: Sequence[onnx.NodeProto], outputs: frozenset[str]) -> list[onnx.NodeProto]:
-    """The nodes that an output depends on, in their order."""
-    wanted = set(outputs)
-    kept = []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            kept.append(node)
-    return kept[::-1]

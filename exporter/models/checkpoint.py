@@ -6,7 +6,6 @@ that may stand beside weights, and explains a refusal.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import warnings
 import zipfile
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exporter.files import file_sha256
 from exporter.models.pickles import SAVE_HINT, bystanders, damaged, refusal
 from runtimes.errors import CheckpointError, first_line
 
@@ -68,19 +68,6 @@ def load_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     for name, tensor in tensors.items():
         _check_storage(path, name, tensor)
     return Checkpoint(path, file_sha256(path), tensors, wrapper, others)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(stream)
-
-
-def _sha(stream: Any) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _sniff(path: Path) -> str:

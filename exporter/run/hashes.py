@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from exporter.files import Output
+from exporter.files import Output, file_sha256
 from runtimes.errors import ResnetExportError
 
-_CHUNK: Final = 1 << 20
 _VERSION: Final = 1
 #: Coarser than the clock of any file system in use (FAT: two seconds).
 _SETTLED_NS: Final = 3_000_000_000
@@ -49,7 +48,7 @@ class Hashes:
             known = self._known.get(name)
             if known is not None and known[0] == seen:
                 return str(known[1])
-            digest = _digest(path)
+            digest = file_sha256(path)
             unmoved = _seen(path) == seen
         except OSError:
             return None
@@ -110,14 +109,6 @@ class Hashes:
 def _seen(path: Path) -> list[int]:
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _read(store: Path | None) -> dict[str, list[Any]]:

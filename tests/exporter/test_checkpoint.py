@@ -17,7 +17,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from exporter.models.checkpoint import file_sha256, load_checkpoint
+from exporter.files import file_sha256
+from exporter.models.checkpoint import load_checkpoint
 from exporter.models.infer import infer
 from exporter.models.naming import rename
 from exporter.models.resnet import build_random
