@@ -179,7 +179,7 @@ def test_a_remembered_hash_is_used_only_for_the_very_same_file(tmp_path: Path, m
     hashes = Hashes(store)
     digest = hashes.file(path)
     hashes.save()
-    monkeypatch.setattr("exporter.run.hashes._digest", lambda path: "read again")
+    monkeypatch.setattr("exporter.run.hashes.file_sha256", lambda path: "read again")
     assert Hashes(store).file(path) == digest
     times = path.stat()
     other = tmp_path / "other"
